@@ -1,0 +1,49 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter (3.11 or 3.12).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: quickstart test lint format setup setup-dev clean help
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+quickstart: $(VENV)/.local ## install, then raw logs to served slates on MovieLens-100K
+	@$(BIN)/rankgr quickstart
+
+test: $(VENV)/.dev ## install, then all tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## style, types, import arrow
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite to the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+setup: $(VENV)/.local ## install what running needs
+
+setup-dev: $(VENV)/.dev ## install what developing needs
+
+# torch comes first: with it in place, nothing else draws in another build of it.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@echo "installing (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || (echo "python venv is missing: apt-get install python3-venv" && exit 1)
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.local: $(VENV)/.torch pyproject.toml
+	@$(PIP) install -c constraints.txt -e '.[local]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.local
+
+clean: ## remove the environment and all that runs wrote here
+	@rm -rf $(VENV) .rankgr .cache .mypy_cache .ruff_cache .pytest_cache

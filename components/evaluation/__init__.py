@@ -1,0 +1,1 @@
+"""Metrics, baselines, the report and the gate."""

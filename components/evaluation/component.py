@@ -1,0 +1,42 @@
+"""KFP faces of the steps `evaluation` and `gate`."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from infra.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate_retriever(
+    config: str, run_id: str, fresh: bool, sessions: str, semantic_ids: str, training: str, metrics: dsl.Output[dsl.Metrics]
+) -> str:
+    """Retriever against popularity and item-kNN by one protocol; returns the step's folder."""
+    from components.evaluation.job import step
+    from infra.kfp_run import step_process
+
+    with step_process(config, run_id, fresh) as run:
+        result = step(run, sessions, semantic_ids, training)
+    for method in ("retriever", "item_knn", "popularity"):
+        for name, value in result.metadata[method].items():
+            metrics.log_metric(f"{method} {name}", value)
+    return result.uri
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def decide_promotion(
+    config: str, run_id: str, fresh: bool, semantic_ids: str, training: str, evaluation: str, report: dsl.Output[dsl.HTML]
+) -> NamedTuple("outputs", [("folder", str), ("promoted", bool)]):  # type: ignore[valid-type]
+    """Report, champion and policy to a decision with reasons; shows the report of the run."""
+    from pathlib import Path
+    from typing import NamedTuple
+
+    from components.evaluation.job import PAGE, gate_step
+    from infra import storage
+    from infra.kfp_run import step_process
+
+    with step_process(config, run_id, fresh) as run:
+        result = gate_step(run, semantic_ids, training, evaluation)
+    Path(report.path).write_bytes(storage.read_bytes(storage.join(result.uri, PAGE)))
+    outputs = NamedTuple("outputs", [("folder", str), ("promoted", bool)])
+    return outputs(result.uri, bool(result.metadata["promoted"]))

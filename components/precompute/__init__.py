@@ -1,0 +1,1 @@
+"""Bundle and timelines to slates in Redis (Ray Data)."""

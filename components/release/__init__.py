@@ -1,0 +1,1 @@
+"""Bundle, registry and activation."""

@@ -1,0 +1,73 @@
+"""Bundle what was trained, register it and make it champion (`python -m components.release.job`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.retriever.bundle import write_bundle
+from components.semantic_ids.job import read_codebooks
+from infra import storage
+from infra.logs import get_logger
+from infra.steps import Run, StepResult, content_of, job_main, run_step
+from infra.tracking import Registry
+
+STEP = "release"
+CODE = ("components/release", "components/retriever/bundle.py")
+BUNDLE = "bundle"
+
+
+def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: str) -> StepResult:
+    """The step `release`: a bundle in `<step folder>/bundle`, a version in MLflow with the alias champion.
+
+    The folder counts only after MLflow has the version, so that an interrupted release is done again.
+    """
+    inputs = {
+        "sessions": content_of(sessions),
+        "semantic_ids": content_of(semantic_ids),
+        "training": content_of(training),
+        "evaluation": content_of(evaluation),
+    }
+
+    def work(out_uri: str) -> dict[str, Any]:
+        report = storage.read_json(storage.join(evaluation, "report.json"))
+        bundle_uri = storage.join(out_uri, BUNDLE)
+        manifest = write_bundle(
+            bundle_uri,
+            config=run.config,
+            weights=storage.read_bytes(storage.join(training, "model.safetensors")),
+            sids=storage.read_table(storage.join(semantic_ids, "sids.parquet")),
+            catalogue=storage.read_table(storage.join(sessions, "catalogue.parquet")),
+            codebooks=read_codebooks(semantic_ids),
+            metadata={"report": report, "inputs": inputs},
+        )
+        registry = Registry(run.config.tracking, run.config.workspace)
+        number = registry.register(
+            bundle_uri,
+            evaluation=inputs["evaluation"],
+            metrics=_metrics(report),
+            params={"run_id": run.run_id, "seed": str(run.config.seed), **inputs},
+            files={
+                "report.json": storage.read_bytes(storage.join(evaluation, "report.json")).decode(),
+                "config.json": run.config.to_json(),
+            },
+        )
+        registry.promote(number)
+        version = manifest.digest[:12]
+        get_logger(STEP).info("champion", version=version, mlflow_version=number, mlflow=registry.uri)
+        return {"version": version, "mlflow_version": number}
+
+    settings = {"tracking": run.config.tracking.model_dump(), "decoding": run.config.decoding.model_dump()}
+    return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE)
+
+
+def _metrics(report: dict[str, Any]) -> dict[str, float]:
+    """Numbers of a report, one level flattened: `retriever/hr@10`."""
+    flat = {name: value for name, value in report.items() if isinstance(value, int | float)}
+    for method, figures in report.items():
+        if isinstance(figures, dict):
+            flat |= {f"{method}/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in flat.items()}
+
+
+if __name__ == "__main__":
+    job_main(step, ("sessions", "semantic_ids", "training", "evaluation"))

@@ -1,0 +1,1 @@
+"""The generative retriever: a library without a pipeline step of its own."""

@@ -1,0 +1,99 @@
+"""The decoder under the retriever: a tiny Qwen2 from a config, or any Hugging Face decoder with codewords added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Qwen2Config, Qwen2Model
+
+from infra import storage
+from infra.config import RetrieverConfig
+from infra.errors import ServiceError
+
+
+def build_backbone(config: RetrieverConfig, *, n_codewords: int, pretrained: bool = True) -> tuple[nn.Module, int]:
+    """The backbone and the token id of its first codeword.
+
+    The codewords of all levels follow one another in the vocabulary; the id before the first one is [BOS].
+
+    Args:
+        config: `backbone` is `tiny`, a Hugging Face name, a folder or an s3:// folder.
+        n_codewords: M x K.
+        pretrained: load weights; False builds the architecture alone, to be filled from a bundle.
+
+    Raises:
+        ServiceError: the model cannot be loaded.
+    """
+    if config.backbone == "tiny":
+        model = Qwen2Model(
+            Qwen2Config(
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.kv_heads,
+                intermediate_size=config.ff_size,
+                vocab_size=1 + n_codewords,
+                max_position_embeddings=32_768,
+                attn_implementation="sdpa",
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
+        _add_residual_dropout(model, config.dropout)
+        return model, 1
+    try:
+        with storage.local_copy(config.backbone) if "://" in config.backbone else _as_is(config.backbone) as source:
+            if pretrained:
+                model = AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32)
+            else:
+                model = AutoModel.from_config(AutoConfig.from_pretrained(source), attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise ServiceError(
+            f"the backbone cannot be loaded: {str(error).splitlines()[0]}",
+            where=f"retriever.backbone={config.backbone}",
+            mend="give the folder of a Hugging Face decoder, its s3:// URI, or a name while online",
+        ) from error
+    first = 1 + int(model.get_input_embeddings().num_embeddings)
+    model.resize_token_embeddings(first + n_codewords, mean_resizing=True)
+    return model, first
+
+
+class _as_is:  # noqa: N801 - reads like storage.local_copy beside it
+    """A name or local folder, in the form of `storage.local_copy`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Path | str:
+        return self.name
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _add_residual_dropout(model: Qwen2Model, dropout: float) -> None:
+    """Dropout on what attention and MLP add to the residual stream; Qwen2 has none of its own, small data needs it."""
+
+    def drop(module: nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (nn.functional.dropout(output[0], dropout, module.training), *output[1:])
+        return nn.functional.dropout(output, dropout, module.training)
+
+    for layer in model.layers:
+        layer.self_attn.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)
+
+
+def run_backbone(model: nn.Module, embeddings_BND: Tensor, allowed_BNN: Tensor, positions_BN: Tensor) -> Tensor:
+    """Hidden states of all positions under a mask of one's own.
+
+    Returns:
+        hidden_BND after the final norm.
+    """
+    bias = torch.zeros(allowed_BNN.shape, dtype=embeddings_BND.dtype, device=embeddings_BND.device)
+    bias.masked_fill_(~allowed_BNN, torch.finfo(embeddings_BND.dtype).min)
+    output = model(inputs_embeds=embeddings_BND, attention_mask=bias[:, None], position_ids=positions_BN, use_cache=False)
+    return torch.as_tensor(output.last_hidden_state)

@@ -1,0 +1,166 @@
+"""The bundle: unit of registry, release and serving. Weights, SIDs, catalogue and settings in one committed folder.
+
+    config.json         the run's configuration
+    model.safetensors   weights; the SID codes are among them
+    sids.parquet        SIDS         codebooks.safetensors   for items to come
+    catalogue.parquet   CATALOGUE    manifest.json           sha256 of each file, hash of the SID table
+
+A file with a wrong hash, or weights trained on another SID table, is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from components.retriever.model import Retriever
+from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.trie import Trie, build_trie
+from infra import records as r
+from infra import storage
+from infra.config import Config
+from infra.errors import IntegrityError
+
+CONFIG, WEIGHTS, SIDS, CATALOGUE, CODEBOOKS = (
+    "config.json",
+    "model.safetensors",
+    "sids.parquet",
+    "catalogue.parquet",
+    "codebooks.safetensors",
+)
+_SID_HASH = "sid_hash"
+
+
+def codes_of(sids: pa.Table) -> npt.NDArray[np.int32]:
+    """codes_NM of a SIDS table, in the order of item indices."""
+    order = np.argsort(sids[r.ITEM_INDEX].to_numpy(), kind="stable")
+    codes = sids[r.CODES].combine_chunks()
+    return np.asarray(codes.flatten().to_numpy().reshape(len(codes), -1)[order], dtype=np.int32)
+
+
+def sid_hash(sids: pa.Table) -> str:
+    """Hash of which item has which SID; independent of popularity."""
+    return storage.hash_json({"ids": sids[r.ITEM_ID].to_pylist(), "codes": sids[r.CODES].to_pylist()})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        version: first 12 digits of the hash over all files.
+        config: settings that the model was trained with.
+        sids: SIDS table.
+        catalogue: CATALOGUE table, sorted by item index.
+        weights: state of the model.
+    """
+
+    version: str
+    config: Config
+    sids: pa.Table
+    catalogue: pa.Table
+    weights: Mapping[str, Tensor]
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Item id of each item index."""
+        return list(self.catalogue[r.ITEM_ID].to_pylist())
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Title of each item index."""
+        return list(self.catalogue[r.TITLE].to_pylist())
+
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.int64]:
+        """Positive training events of each item."""
+        return np.asarray(self.catalogue[r.POPULARITY].to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def trie(self) -> Trie:
+        """The trie of live items."""
+        return build_trie(codes_of(self.sids), self.popularity, n_codes=self.config.semantic_ids.codes)
+
+    def model(self) -> Retriever:
+        """The retriever with its weights, in evaluation mode."""
+        return restore_model(self.config, codes_of(self.sids), self.weights)
+
+    def recommender(self) -> RetrieverRecommender:
+        """The retriever as a recommender, decoding as configured."""
+        return RetrieverRecommender(self.model(), self.trie, self.config.decoding)
+
+
+def restore_model(config: Config, codes_NM: npt.NDArray[np.integer], weights: Mapping[str, Tensor]) -> Retriever:
+    """A retriever from its weights.
+
+    Raises:
+        IntegrityError: weights trained on another SID table, of another architecture, or not finite.
+    """
+    trained = weights.get("sid_codes")
+    if trained is None or not np.array_equal(trained.numpy(), codes_NM):
+        raise IntegrityError(
+            "the weights were trained on another SID table", where=WEIGHTS, mend="train again, or use the table it was trained on"
+        )
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise IntegrityError(f"weights hold NaN or infinity: {', '.join(broken[:3])}", where=WEIGHTS, mend="train again with a lower rate")
+    model = Retriever(
+        config.retriever, codes_NM, n_codes=config.semantic_ids.codes, positive_level=config.split.positive_level, pretrained=False
+    )
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise IntegrityError(f"weights and configuration do not match: {error}", where=WEIGHTS, mend="keep the bundle's config") from error
+    return model.eval()
+
+
+def write_bundle(
+    uri: str,
+    *,
+    config: Config,
+    weights: bytes,
+    sids: pa.Table,
+    catalogue: pa.Table,
+    codebooks: npt.NDArray[np.float32],
+    metadata: Mapping[str, Any],
+) -> storage.Manifest:
+    """Write and commit a bundle.
+
+    Args:
+        weights: a safetensors file.
+        metadata: added to the manifest (metrics, lineage).
+    """
+    storage.write_bytes(storage.join(uri, CONFIG), config.to_json().encode())
+    storage.write_bytes(storage.join(uri, WEIGHTS), weights)
+    storage.write_bytes(storage.join(uri, CODEBOOKS), save({"codebooks": torch.from_numpy(np.ascontiguousarray(codebooks))}))
+    storage.write_table(sids, storage.join(uri, SIDS))
+    storage.write_table(catalogue, storage.join(uri, CATALOGUE))
+    return storage.commit(uri, {**metadata, _SID_HASH: sid_hash(sids)})
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Read a bundle after all its hashes have been checked.
+
+    Raises:
+        IntegrityError: no manifest, a wrong hash, a SID table that is not the one of the manifest.
+    """
+    manifest = storage.open_committed(uri)
+    sids = storage.read_table(storage.join(uri, SIDS))
+    if manifest.metadata.get(_SID_HASH) != sid_hash(sids):
+        raise IntegrityError("the SID table is not the one that the bundle was made with", where=uri, mend="release the model again")
+    return Bundle(
+        version=manifest.digest[:12],
+        config=Config.from_json(storage.read_bytes(storage.join(uri, CONFIG)).decode()),
+        sids=sids,
+        catalogue=storage.read_table(storage.join(uri, CATALOGUE)),
+        weights=load(storage.read_bytes(storage.join(uri, WEIGHTS))),
+    )

@@ -1,0 +1,234 @@
+"""The generative retriever: codeword tokens on a decoder, an output layer over codewords only, a rank head.
+
+Shapes: B rows, H history items, N positions, D hidden width, P targets, M levels, K codewords a level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.retriever import packing
+from components.retriever.backbone import build_backbone, run_backbone
+from components.retriever.losses import ldpo_loss, ntp_loss, rank_head_loss
+from components.retriever.packing import Batch
+from components.retriever.rank_head import RankHead
+from infra.config import LossConfig, RetrieverConfig
+
+N_LEVELS_OF_FEEDBACK = 5  # 0 is never used; 1..4 are G1..G4
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Hidden states of a packed batch.
+
+    Attributes:
+        hidden_BND: after the last layer.
+        n_history: S, positions of the history.
+    """
+
+    hidden_BND: Tensor
+    n_history: int
+
+
+class Retriever(nn.Module):
+    """RankGR's model: `encode` packed rows, `level_logits` over codewords, `loss` of all phases.
+
+    Args:
+        config: sizes.
+        codes_NM: SID of every item; part of the state, so that weights and SIDs never part.
+        n_codes: K.
+        positive_level: events from this level on are label 1 of the rank head.
+        pretrained: load the backbone's own weights.
+    """
+
+    sid_codes: Tensor
+
+    def __init__(
+        self,
+        config: RetrieverConfig,
+        codes_NM: npt.NDArray[np.integer],
+        *,
+        n_codes: int,
+        positive_level: int = 3,
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config, self.n_codes, self.positive_level = config, n_codes, positive_level
+        self.n_levels = int(codes_NM.shape[1])
+        self.register_buffer("sid_codes", torch.as_tensor(np.asarray(codes_NM), dtype=torch.int64))
+        self.backbone, self.first_token = build_backbone(config, n_codewords=self.n_levels * n_codes, pretrained=pretrained)
+        width = int(self.embedding.embedding_dim)
+        self.merges = config.history == "merged"
+        self.token_merger = nn.Linear(self.n_levels * width, width, bias=False) if self.merges else None
+        self.feedback = nn.Embedding(N_LEVELS_OF_FEEDBACK, width) if config.history_levels else None
+        for module in (self.token_merger, self.feedback):
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.02 if module is self.feedback else (self.n_levels * width) ** -0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.rank_head = RankHead(width, heads=config.rank_heads, mlp=config.rank_mlp, dropout=config.dropout)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The backbone's token table, which holds the codewords too."""
+        table = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
+    def width(self) -> int:
+        """w: positions that a history item takes."""
+        return 1 if self.merges else self.n_levels
+
+    def token_ids(self, codes: Tensor, level: int | Tensor) -> Tensor:
+        """Token ids of codewords of a level."""
+        return self.first_token + level * self.n_codes + codes
+
+    def codebook(self, level: int) -> Tensor:
+        """emb(c) of all codewords of a level, [K, D]: input and output embedding are one table (Eq. 4)."""
+        start = self.first_token + level * self.n_codes
+        return self.embedding.weight[start : start + self.n_codes]
+
+    def history_embeddings(self, items_BH: Tensor, levels_BH: Tensor) -> Tensor:
+        """Input embeddings of [BOS] and the history, [B, 1 + w H, D]; merged by GenRec Eq. 5 or one a codeword."""
+        b, h = items_BH.shape
+        level = torch.arange(self.n_levels, device=items_BH.device)
+        codewords = self.embedding(self.token_ids(self.sid_codes[items_BH], level))  # [B, H, M, D]
+        if self.token_merger is not None:
+            codewords = self.token_merger(codewords.flatten(2))[:, :, None]
+        if self.feedback is not None:
+            codewords = codewords + self.feedback(levels_BH)[:, :, None]
+        bos = self.embedding.weight[self.first_token - 1].expand(b, 1, -1)
+        return torch.cat([bos, codewords.reshape(b, h * self.width, -1)], dim=1)
+
+    def encode(self, batch: Batch, target_codes_BPM: Tensor) -> Encoded:
+        """Run the backbone over histories and targets packed into one row each.
+
+        Args:
+            target_codes_BPM: codes of the targets; the last level is not read.
+        """
+        history = self.history_embeddings(batch.items_BH, batch.levels_BH)
+        level = torch.arange(self.n_levels - 1, device=history.device)
+        targets = self.embedding(self.token_ids(target_codes_BPM[..., :-1], level)).flatten(1, 2)
+        allowed = packing.attention_mask(batch, n_levels=self.n_levels, width=self.width)
+        positions = packing.position_ids(batch, n_levels=self.n_levels, width=self.width)
+        hidden = run_backbone(self.backbone, self.dropout(torch.cat([history, targets], dim=1)), allowed, positions)
+        return Encoded(hidden, history.shape[1])
+
+    def prediction_positions(self, batch: Batch) -> Tensor:
+        """positions_BPM whose hidden state predicts each codeword of each target: history's last, then the target's own."""
+        n_targets, tail = batch.target_items_BP.shape[1], self.n_levels - 1
+        first = packing.history_positions(batch.target_prefix_BP, self.width)[..., None]
+        n_history = 1 + self.width * batch.items_BH.shape[1]
+        own = n_history + torch.arange(n_targets * tail, device=first.device).view(1, n_targets, tail)
+        return torch.cat([first, own.expand(len(first), -1, -1)], dim=-1)
+
+    def level_logits(self, hidden: Tensor, level: int) -> Tensor:
+        """Inner products with the codewords of a level (Eq. 4); softmax over them gives p_l."""
+        return hidden @ self.codebook(level).T
+
+    def target_logits(self, encoded: Encoded, batch: Batch) -> list[Tensor]:
+        """Per level, logits_BPK at the positions that predict the targets."""
+        positions = self.prediction_positions(batch)
+        return [self.level_logits(take(encoded.hidden_BND, positions[..., level]), level) for level in range(self.n_levels)]
+
+    def forward(self, batch: Batch, loss: LossConfig) -> dict[str, Tensor]:
+        """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 11, 17).
+
+        Returns:
+            `loss` and its detached parts `ntp`, `ldpo`, `bce`.
+        """
+        codes_BPM = self.sid_codes[batch.target_items_BP]
+        encoded = self.encode(batch, codes_BPM)
+        logits = self.target_logits(encoded, batch)
+        logp = torch.stack([_log_likelihood(x, codes_BPM[..., m], loss.label_smoothing) for m, x in enumerate(logits)], dim=-1)
+        weights = torch.tensor([loss.ntp_level_weights.get(i, 0.0) for i in range(N_LEVELS_OF_FEEDBACK)], device=logp.device)
+        ntp = ntp_loss(logp, weights[batch.target_levels_BP] * batch.target_valid_BP)
+        parts = {"ntp": ntp}
+        total = ntp
+        if loss.alpha > 0:
+            exact = logp if loss.label_smoothing == 0 else _gather_logp(logits, codes_BPM)
+            parts["ldpo"] = ldpo_loss(exact.sum(-1), batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP, beta=loss.beta)
+            total = total + loss.alpha * parts["ldpo"]
+        if loss.rsp_weight > 0:
+            parts["bce"] = self._rank_head_loss(encoded, batch, logits, codes_BPM, loss)
+            total = total + loss.rsp_weight * parts["bce"]
+        return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
+
+    def _rank_head_loss(self, encoded: Encoded, batch: Batch, logits: list[Tensor], codes_BPM: Tensor, loss: LossConfig) -> Tensor:
+        """BCE of all levels (Eq. 16). Predictions with the same prefix are one row with several labels, not several rows."""
+        positive_BP = (batch.target_levels_BP >= self.positive_level) & batch.target_valid_BP
+        total = encoded.hidden_BND.new_zeros(())
+        for level in range(self.n_levels):
+            same_BPP = _same_prefix(batch, codes_BPM[..., :level])
+            chosen_BP = _first_of_each(same_BPP & positive_BP[:, None, :]) & positive_BP
+            rows_BQ, real_BQ = _select(chosen_BP, loss.rsp_predictions)
+            # Row q collects the codewords of all positives that share its request and earlier codewords.
+            group_BQP = take(same_BPP & positive_BP[:, None, :], rows_BQ)
+            logits_BQK = take(logits[level].detach(), rows_BQ)
+            label_BQK = torch.zeros_like(logits_BQK)
+            label_BQK.scatter_add_(2, codes_BPM[..., level][:, None, :].expand_as(group_BQP), group_BQP.to(label_BQK.dtype))
+            label_BQK = label_BQK.clamp_max(1)
+            kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
+            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level)
+            retained = real_BQ[..., None].expand_as(score_BQC)
+            total = total + rank_head_loss(score_BQC.flatten(0, 1), label_BQK.gather(2, kept_BQC).flatten(0, 1), retained.flatten(0, 1))
+        return total
+
+    def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor, level: int) -> Tensor:
+        """Rank-head logits_BQC of candidate codewords of some targets (Eq. 13-15)."""
+        history, own = encoded.hidden_BND[:, : encoded.n_history], encoded.hidden_BND[:, encoded.n_history :]
+        tail = self.n_levels - 1
+        own_BPTD = own.reshape(len(own), -1, tail, own.shape[-1]) if tail else own[:, :0, None]
+        index = targets_BQ[..., None, None].expand(-1, -1, level, own.shape[-1])
+        last = packing.history_positions(batch.target_prefix_BP.gather(1, targets_BQ), self.width)
+        visible = torch.arange(encoded.n_history, device=last.device) <= last[..., None]
+        own_BQLD = own_BPTD[:, :, :level].gather(1, index) if level else own.new_zeros(*targets_BQ.shape, 0, own.shape[-1])
+        return torch.as_tensor(self.rank_head(self.codebook(level), codes_BQC, history, visible, own_BQLD))
+
+
+def take(values_BNX: Tensor, index_BQ: Tensor) -> Tensor:
+    """values_BQX: entries of each row at the given positions."""
+    return values_BNX.gather(1, index_BQ[..., None].expand(-1, -1, values_BNX.shape[-1]))
+
+
+def _select(chosen_BP: Tensor, at_most: int) -> tuple[Tensor, Tensor]:
+    """Positions of true entries of each row, a random sample where there are more than `at_most`; and which are no padding."""
+    count = chosen_BP.sum(1).clamp_max(at_most)
+    order = torch.rand(chosen_BP.shape, device=count.device).masked_fill(~chosen_BP, -1.0).argsort(dim=1, descending=True)
+    order = order[:, : max(int(count.max()), 1)]
+    return order, torch.arange(order.shape[1], device=count.device) < count[:, None]
+
+
+def retain_codewords(logits_BQK: Tensor, label_BQK: Tensor, count: int) -> Tensor:
+    """The `count` most probable codewords (Eq. 12); true ones are forced in, or the row would have no positive."""
+    forced = logits_BQK.masked_fill(label_BQK > 0, float("inf"))
+    return forced.topk(min(count, logits_BQK.shape[-1]), dim=-1).indices
+
+
+def _log_likelihood(logits_BPK: Tensor, codes_BP: Tensor, smoothing: float) -> Tensor:
+    loss = F.cross_entropy(logits_BPK.flatten(0, 1), codes_BP.flatten(), reduction="none", label_smoothing=smoothing)
+    return -loss.view(codes_BP.shape)
+
+
+def _gather_logp(logits: list[Tensor], codes_BPM: Tensor) -> Tensor:
+    return torch.stack([_log_likelihood(x, codes_BPM[..., m], 0.0) for m, x in enumerate(logits)], dim=-1)
+
+
+def _same_prefix(batch: Batch, codes_BPl: Tensor) -> Tensor:
+    """Pairs of valid targets of one request that share all earlier codewords, [B, P, P]."""
+    same = (codes_BPl[:, :, None] == codes_BPl[:, None, :]).all(-1)
+    same = same & (batch.target_request_BP[:, :, None] == batch.target_request_BP[:, None, :])
+    return same & batch.target_valid_BP[:, :, None] & batch.target_valid_BP[:, None, :]
+
+
+def _first_of_each(same_BPP: Tensor) -> Tensor:
+    """True for targets that have no earlier one in their group."""
+    p = same_BPP.shape[1]
+    earlier = torch.ones(p, p, dtype=torch.bool, device=same_BPP.device).tril(-1)
+    return ~(same_BPP & earlier).any(-1)

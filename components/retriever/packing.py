@@ -1,0 +1,159 @@
+"""One row per user: the history once, then every target under its own mask (RankGR Eq. 6-7, generalised).
+
+A target sees the history that lies before its own request, and itself. All requests of a user therefore fit into one
+row, and the history is computed once for all of them.
+
+Shapes: B rows, H history items, S = 1 + w H history positions ([BOS] first; w = 1 merged, w = M tokens), P targets,
+M levels, N = S + P (M - 1) positions in all: the last codeword of a target is predicted, never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A history and its targets.
+
+    Attributes:
+        items: [H] catalogue indices of the history, in time order.
+        levels: [H] their feedback levels.
+        target_items: [P].
+        target_levels: [P].
+        target_prefix: [P] how many history items lie before the target's request.
+        target_request: [P] which targets were shown together.
+    """
+
+    items: Ints
+    levels: Ints
+    target_items: Ints
+    target_levels: Ints
+    target_prefix: Ints
+    target_request: Ints
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as padded tensors; see `Row` for the fields."""
+
+    items_BH: Tensor
+    levels_BH: Tensor
+    history_B: Tensor
+    """Items of history that each row holds."""
+    target_items_BP: Tensor
+    target_levels_BP: Tensor
+    target_prefix_BP: Tensor
+    target_request_BP: Tensor
+    target_valid_BP: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def collate(rows: Sequence[Row]) -> Batch:
+    """Pad rows to a batch; padded targets have prefix 0 and are not valid."""
+
+    def pad(arrays: Sequence[Ints]) -> Tensor:
+        out = np.zeros((len(arrays), max((len(a) for a in arrays), default=0)), dtype=np.int64)
+        for i, array in enumerate(arrays):
+            out[i, : len(array)] = array
+        return torch.from_numpy(out)
+
+    return Batch(
+        items_BH=pad([r.items for r in rows]),
+        levels_BH=pad([r.levels for r in rows]),
+        history_B=torch.tensor([len(r.items) for r in rows], dtype=torch.int64),
+        target_items_BP=pad([r.target_items for r in rows]),
+        target_levels_BP=pad([r.target_levels for r in rows]),
+        target_prefix_BP=pad([r.target_prefix for r in rows]),
+        target_request_BP=pad([r.target_request for r in rows]),
+        target_valid_BP=pad([np.ones(len(r.target_items), dtype=np.int64) for r in rows]).bool(),
+    )
+
+
+def rows_of_timeline(
+    items: Ints, levels: Ints, requests: Ints, *, history_min_level: int, target_min_level: int, max_history: int
+) -> Iterator[Row]:
+    """Cut a user's timeline into rows.
+
+    Each event from `target_min_level` on is a target exactly once. A row holds at most `max_history` history items;
+    a longer timeline goes on in further rows that start half a row later, so that every target but a user's first
+    ones sees at least half a row of history.
+
+    Args:
+        items: [T] catalogue indices in time order.
+        levels: [T].
+        requests: [T] ordinals, never decreasing.
+        history_min_level: events below it are never history.
+        target_min_level: events below it are never targets.
+        max_history: H at most.
+    """
+    is_history = levels >= history_min_level
+    request_start = np.searchsorted(requests, requests, side="left")
+    before = np.concatenate([[0], np.cumsum(is_history)])[request_start]  # history items before the event's request
+    history_items, history_levels = items[is_history], levels[is_history]
+    is_target = levels >= target_min_level
+    stride = max(max_history // 2, 1)
+    first = 0
+    while True:
+        low = 0 if first == 0 else first + max_history - stride
+        here = is_target & (before > low) if first else is_target & (before >= 0)
+        is_last = first + max_history >= len(history_items)
+        if not is_last:
+            here = here & (before <= first + max_history)
+        if here.any():
+            window = slice(first, first + max_history)
+            prefix = np.minimum(before[here] - first, max_history)
+            yield Row(history_items[window], history_levels[window], items[here], levels[here], prefix, requests[here])
+        if is_last:
+            return
+        first += stride
+
+
+def history_positions(count: Tensor, width: int) -> Tensor:
+    """Position of the last history token once `count` items are seen; 0 is [BOS]."""
+    return count * width
+
+
+def attention_mask(batch: Batch, *, n_levels: int, width: int) -> Tensor:
+    """Which position may attend to which (RankGR Eq. 7 with a history prefix of its own for every target).
+
+    Returns:
+        allowed_BNN, bool, [query, key]. Padded positions attend to themselves, so that no row of the softmax is empty.
+    """
+    n_rows, n_items = batch.items_BH.shape
+    n_history, n_targets, tail = 1 + width * n_items, batch.target_items_BP.shape[1], n_levels - 1
+    device = batch.items_BH.device
+    key = torch.arange(n_history, device=device)
+    causal_SS = key[None, :] <= key[:, None]
+    allowed = torch.zeros(n_rows, n_history + n_targets * tail, n_history + n_targets * tail, dtype=torch.bool, device=device)
+    real_BS = key[None, :] <= history_positions(batch.history_B, width)[:, None]
+    allowed[:, :n_history, :n_history] = causal_SS & real_BS[:, None, :]
+    last_BP = history_positions(batch.target_prefix_BP, width)
+    sees_BPS = key[None, None, :] <= last_BP[..., None]
+    allowed[:, n_history:, :n_history] = sees_BPS.repeat_interleave(tail, dim=1)
+    token = torch.arange(n_targets * tail, device=device)
+    if tail:
+        own = (token[:, None] // tail == token[None, :] // tail) & (token[None, :] <= token[:, None])
+        allowed[:, n_history:, n_history:] = own
+    allowed |= torch.eye(allowed.shape[1], dtype=torch.bool, device=device)
+    return allowed
+
+
+def position_ids(batch: Batch, *, n_levels: int, width: int) -> Tensor:
+    """positions_BN: each target starts right behind the history that it sees."""
+    n_rows, n_items = batch.items_BH.shape
+    history = torch.arange(1 + width * n_items, device=batch.items_BH.device).expand(n_rows, -1)
+    step = torch.arange(1, n_levels, device=batch.items_BH.device)
+    targets = history_positions(batch.target_prefix_BP, width)[..., None] + step
+    return torch.cat([history, targets.flatten(1)], dim=1)

@@ -1,0 +1,1 @@
+"""Item features to semantic IDs."""

@@ -1,0 +1,1 @@
+"""Raw logs to per-user timelines, sharded (Ray Data)."""

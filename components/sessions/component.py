@@ -1,0 +1,19 @@
+"""KFP face of the step `sessions`."""
+
+from kfp import dsl
+
+from infra.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare_sessions(config: str, run_id: str, fresh: bool, metrics: dsl.Output[dsl.Metrics]) -> str:
+    """Raw logs to per-user timelines and the catalogue; returns the step's folder."""
+    from components.sessions.job import step
+    from infra.kfp_run import step_process
+
+    with step_process(config, run_id, fresh) as run:
+        result = step(run)
+    for name, value in result.metadata.items():
+        if isinstance(value, int | float):
+            metrics.log_metric(name, value)
+    return result.uri

@@ -1,0 +1,214 @@
+"""Raw logs to timelines and catalogue, sharded over Ray (`python -m components.sessions.job`)."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from components.sessions.catalogue import build_catalogue, catalogue_table
+from components.sessions.check import HINTS, check_events, event_columns
+from components.sessions.sources import column_names, data_files, read_dataset, require_columns
+from components.sessions.timelines import Cuts, build_timelines, temporal_cuts
+from infra import records as r
+from infra import storage
+from infra.cluster import ray_session
+from infra.config import Config, DataConfig, SplitConfig
+from infra.errors import DataError
+from infra.logs import ProgressMeter, get_logger
+from infra.steps import Run, StepResult, job_main, run_step
+
+if TYPE_CHECKING:
+    import ray.data
+
+STEP = "sessions"
+CODE = ("components/sessions",)
+CATALOGUE_FILE = "catalogue.parquet"
+TIMELINES_FOLDER = "timelines"
+_SHARD = "shard"
+
+
+def prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
+    """Write `timelines/part-*.parquet`, `catalogue.parquet` and `quarantine/` below `out_uri`.
+
+    Needs a Ray connection.
+
+    Returns:
+        counts: events, users, items, quarantined rows by reason, duplicates, and the protocol's cuts.
+
+    Raises:
+        DataError: missing columns, unreadable files, more than `max_bad_fraction` bad rows, nothing left.
+    """
+    checked = _checked_events(config.data)
+    summary = _summarise(checked)
+    if summary.rows == 0:
+        raise DataError("the log holds no events", where=config.data.logs, mend="check --logs and the export behind it")
+    quarantine_uri = storage.join(out_uri, "quarantine")
+    if summary.bad:
+        storage.filesystem(quarantine_uri)[0].makedirs(storage.filesystem(quarantine_uri)[1], exist_ok=True)
+        _write_quarantine(checked, quarantine_uri)
+    _refuse_too_many_bad(summary, config.data, quarantine_uri)
+    catalogue, bad_items, item_counts = build_catalogue(config.data, summary.items)
+    if len(bad_items):
+        storage.write_table(bad_items.to_arrow().cast(r.QUARANTINE), storage.join(quarantine_uri, "items.parquet"))
+    cuts = temporal_cuts(summary.last_ms, config.split)
+    popularity, counts = _write_timelines(checked, catalogue, config, cuts, storage.join(out_uri, TIMELINES_FOLDER))
+    storage.write_table(catalogue_table(catalogue, popularity.tolist()), storage.join(out_uri, CATALOGUE_FILE))
+    reasons = dict(summary.bad)
+    if summary.bad or len(bad_items):
+        get_logger(STEP).warning("rows were quarantined", events=sum(summary.bad.values()), items=len(bad_items), where=quarantine_uri)
+    return {"raw_rows": summary.rows, "quarantined": sum(summary.bad.values()), "reasons": reasons, **counts, **item_counts}
+
+
+@dataclass(frozen=True)
+class _Summary:
+    rows: int
+    bad: Counter[str]
+    items: set[str]
+    last_ms: int
+
+
+def check_sources(data: DataConfig) -> None:
+    """Find missing files, unreadable ones and missing columns before anything is started.
+
+    Raises:
+        DataError: what is wrong, where, and the setting that mends it.
+    """
+    require_columns(event_columns(data), column_names(data.logs), uri=data.logs)
+    if data.items:
+        require_columns({"item_id": data.columns.item_id}, column_names(data.items), uri=data.items)
+
+
+def _checked_events(data: DataConfig) -> ray.data.Dataset:
+    check_sources(data)
+    source = read_dataset(data.logs, list(dict.fromkeys(event_columns(data).values())))
+    return source.map_batches(partial(check_events, data=data), batch_format="pyarrow").materialize()
+
+
+def _summarise(checked: ray.data.Dataset) -> _Summary:
+    def count(batch: pa.Table) -> pa.Table:
+        frame = pl.DataFrame(pl.from_arrow(batch))
+        good = frame.filter(pl.col(r.REASON).is_null())
+        reasons = frame.filter(pl.col(r.REASON).is_not_null())[r.REASON].value_counts()
+        last = good[r.TIMESTAMP].max()
+        return pa.table(
+            {
+                "rows": [len(frame)],
+                "last": pa.array([last if last is not None else 0], pa.int64()),
+                "items": pa.array([good[r.ITEM_ID].unique().to_list()], pa.list_(pa.string())),
+                "reasons": pa.array([reasons[r.REASON].to_list()], pa.list_(pa.string())),
+                "counts": pa.array([reasons["count"].to_list()], pa.list_(pa.int64())),
+            }
+        )
+
+    rows, last, items, bad = 0, 0, set[str](), Counter[str]()
+    for part in checked.map_batches(count, batch_format="pyarrow", batch_size=None).take_all():
+        rows += part["rows"]
+        last = max(last, part["last"])
+        items.update(part["items"])
+        bad.update(dict(zip(part["reasons"], part["counts"], strict=True)))
+    return _Summary(rows, bad, items, last)
+
+
+def _write_quarantine(checked: ray.data.Dataset, uri: str) -> None:
+    def bad_rows(batch: pa.Table) -> pa.Table:
+        frame = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col(r.REASON).is_not_null())
+        return frame.select(pl.lit("events").alias("source"), r.REASON, r.RAW).to_arrow().cast(r.QUARANTINE)
+
+    parts = [b for b in checked.map_batches(bad_rows, batch_format="pyarrow").iter_batches(batch_format="pyarrow") if b.num_rows]
+    storage.write_table(pa.concat_tables(parts), storage.join(uri, "events.parquet"))
+
+
+def _refuse_too_many_bad(summary: _Summary, data: DataConfig, quarantine_uri: str) -> None:
+    bad = sum(summary.bad.values())
+    if bad == summary.rows or bad > data.max_bad_fraction * summary.rows:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in summary.bad.most_common(3))
+        hints = [HINTS[reason] for reason in summary.bad if reason in HINTS]
+        raise DataError(
+            f"{bad} of {summary.rows} events are bad ({bad / summary.rows:.1%}, allowed {data.max_bad_fraction:.1%}): {reasons}",
+            where=f"{data.logs}; the bad rows are in {quarantine_uri}",
+            mend=" or ".join([*hints, "repair the log", "raise data.max_bad_fraction"]),
+        )
+
+
+def _write_timelines(
+    checked: ray.data.Dataset, catalogue: pl.DataFrame, config: Config, cuts: Cuts, uri: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    import ray
+    import ray.data
+
+    shards, n_items = config.data.shards, len(catalogue)
+    fs, path = storage.filesystem(uri)
+    fs.makedirs(path, exist_ok=True)
+    index = ray.put(catalogue.select(r.ITEM_ID, r.ITEM_INDEX).to_arrow())
+
+    def assign(batch: pa.Table) -> pa.Table:
+        frame = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col(r.REASON).is_null())
+        indexed = frame.join(pl.DataFrame(pl.from_arrow(ray.get(index))), on=r.ITEM_ID, how="inner")
+        shard = [zlib.crc32(user.encode()) % shards for user in indexed[r.USER_ID]]
+        columns = (r.USER_ID, r.ITEM_INDEX, r.REQUEST_ID, r.TIMESTAMP, r.LEVEL)
+        return indexed.select(*columns, pl.Series(_SHARD, shard, dtype=pl.Int32)).to_arrow()
+
+    write = partial(_write_shards, data=config.data, split=config.split, cuts=cuts, uri=uri, n_items=n_items)
+    # One block a shard: Ray would cut large blocks, and with them a user's events.
+    ray.data.DataContext.get_current().target_max_block_size = 1 << 40
+    ray.data.DataContext.get_current().target_min_block_size = 0
+    sharded = checked.map_batches(assign, batch_format="pyarrow").repartition(shards, keys=[_SHARD])
+    popularity, counts = np.zeros(n_items, dtype=np.int64), Counter[str]()
+    meter = ProgressMeter(shards, step=STEP, unit="shards")
+    for part in sharded.map_batches(write, batch_format="pyarrow", batch_size=None).iter_rows():
+        popularity += np.asarray(part.pop("popularity"), dtype=np.int64)
+        counts.update(part)
+        meter.advance(part["shards"])
+    meter.close()
+    del counts["shards"]
+    return popularity, dict(counts)
+
+
+def _write_shards(batch: pa.Table, data: DataConfig, split: SplitConfig, cuts: Cuts, uri: str, n_items: int) -> pa.Table:
+    """Write the shards in a block, each to the file of its number, and return one row of counts a shard."""
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    rows: list[dict[str, Any]] = []
+    for (shard,), events in frame.partition_by(_SHARD, as_dict=True).items():
+        table, counts = build_timelines(events.drop(_SHARD), data, split, cuts)
+        storage.write_table(table, storage.join(uri, f"part-{shard:05d}.parquet"))
+        rows.append({"shards": 1, **counts, "popularity": train_popularity(table, n_items, split.positive_level).tolist()})
+    return pa.Table.from_pylist(rows)
+
+
+def train_popularity(timelines: pa.Table, n_items: int, positive_level: int) -> np.ndarray:
+    """Positive events of each item in the training phase, int64 [n_items]."""
+    flat = {name: timelines[name].combine_chunks().flatten().to_numpy() for name in ("items", "levels", "phases")}
+    counted = (flat["levels"] >= positive_level) & (flat["phases"] == r.Phase.TRAIN)
+    return np.bincount(flat["items"][counted], minlength=n_items)
+
+
+def step(run: Run) -> StepResult:
+    """The step `sessions`: raw logs to timelines and catalogue."""
+    config = run.config
+    inputs = {"logs": _fingerprint(config.data.logs), "items": _fingerprint(config.data.items) if config.data.items else ""}
+
+    def work(out_uri: str) -> dict[str, Any]:
+        with ray_session(config.cluster):
+            return prepare_sessions(config, out_uri)
+
+    settings = {"data": config.data.model_dump(), "split": config.split.model_dump()}
+    return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE)
+
+
+def _fingerprint(uri: str) -> str:
+    """Names, sizes and times of the files behind a URI; the logs themselves may be too large to hash."""
+    _, files = data_files(uri)
+    fs, _ = storage.filesystem(uri)
+    seen = [fs.info(name) for name in files]
+    return storage.hash_json([(i["name"], i["size"], i.get("mtime"), i.get("ETag")) for i in seen])
+
+
+if __name__ == "__main__":
+    job_main(step, ())

@@ -1,0 +1,104 @@
+"""Checked events to timelines: de-duplicated, cut into requests, labelled with the phases of the protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+from infra import records as r
+from infra.config import DataConfig, SplitConfig
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where the phases of the temporal protocol begin, in ms UTC."""
+
+    valid_from: int
+    test_from: int
+
+
+def temporal_cuts(last_ms: int, split: SplitConfig) -> Cuts:
+    """The last `test_days` calendar days are TEST, the `valid_days` before them VALID.
+
+    Args:
+        last_ms: time of the last event.
+        split: days and the offset of the local day from UTC.
+    """
+    offset = round(split.utc_offset_hours * 3_600_000)
+    next_midnight = ((last_ms + offset) // _DAY_MS + 1) * _DAY_MS - offset
+    test_from = next_midnight - split.test_days * _DAY_MS
+    return Cuts(test_from - split.valid_days * _DAY_MS, test_from)
+
+
+def build_timelines(events: pl.DataFrame, data: DataConfig, split: SplitConfig, cuts: Cuts) -> tuple[pa.Table, dict[str, int]]:
+    """Timelines of the users in `events`.
+
+    Args:
+        events: user_id, item_index, request_id, timestamp, level; all events of each user.
+        cuts: used by the temporal protocol.
+
+    Returns:
+        a TIMELINES table in the order of user ids, and counts: duplicates dropped, repetitions in a request merged to
+        their highest level, users with a single event.
+    """
+    user = r.USER_ID
+    unique = events.unique([user, r.ITEM_INDEX, r.TIMESTAMP, r.LEVEL, r.REQUEST_ID])
+    # Equal times need an order that does not depend on how the log was sharded, nor tells a model anything: sorted by
+    # item, the next item of a tie could be guessed from the last one.
+    tie = pl.struct(user, r.ITEM_INDEX).hash(seed=0)
+    ordered = unique.with_columns(tie.alias("tie")).sort(user, r.TIMESTAMP, "tie", r.ITEM_INDEX, r.LEVEL)
+    requests = ordered.with_columns(_new_request(data).fill_null(value=True).cum_sum().over(user).alias("request"))
+    merged = requests.with_columns(pl.col(r.LEVEL).max().over(user, "request", r.ITEM_INDEX)).unique(
+        [user, "request", r.ITEM_INDEX], keep="first", maintain_order=True
+    )
+    paged = merged.with_columns((pl.int_range(pl.len()).over(user, "request") // data.max_request_items).alias("page"))
+    is_new_page = (pl.struct("request", "page") != pl.struct("request", "page").shift(1).over(user)).fill_null(value=True)
+    numbered = paged.with_columns((is_new_page.cum_sum().over(user) - 1).cast(pl.Int32).alias("request"))
+    labelled = numbered.with_columns(_phase(split, cuts).cast(pl.Int8).alias("phase"))
+    grouped = labelled.group_by(user, maintain_order=True).agg(
+        pl.col(r.ITEM_INDEX).alias("items"),
+        pl.col(r.LEVEL).alias("levels"),
+        pl.col(r.TIMESTAMP).alias("timestamps"),
+        pl.col("request").alias("requests"),
+        pl.col("phase").alias("phases"),
+    )
+    counts = {
+        "events": len(merged),
+        "users": len(grouped),
+        "duplicates": len(events) - len(unique),
+        "merged": len(unique) - len(merged),
+        "users_with_one_event": int((grouped["items"].list.len() == 1).sum()),
+    }
+    return grouped.to_arrow().cast(r.TIMELINES), counts
+
+
+def _new_request(data: DataConfig) -> pl.Expr:
+    """True where an event opens a request of its user; null at the user's first event."""
+    if data.columns.request_id:
+        return pl.col(r.REQUEST_ID).ne_missing(pl.col(r.REQUEST_ID).shift(1).over(r.USER_ID)) | _first()
+    gap = (pl.col(r.TIMESTAMP) - pl.col(r.TIMESTAMP).shift(1)).over(r.USER_ID)
+    return gap >= round(data.request_gap_minutes * 60_000)
+
+
+def _first() -> pl.Expr:
+    return pl.int_range(pl.len()).over(r.USER_ID) == 0
+
+
+def _phase(split: SplitConfig, cuts: Cuts) -> pl.Expr:
+    if split.protocol == "temporal":
+        time = pl.col(r.TIMESTAMP)
+        return pl.when(time >= cuts.test_from).then(r.Phase.TEST).when(time >= cuts.valid_from).then(r.Phase.VALID).otherwise(r.Phase.TRAIN)
+    # Leave-one-out: TEST begins at the last positive, VALID at the one before it.
+    is_positive = pl.col(r.LEVEL) >= split.positive_level
+    so_far, in_all = is_positive.cum_sum().over(r.USER_ID), is_positive.sum().over(r.USER_ID)
+    return (
+        pl.when((in_all >= 2) & (so_far == in_all))
+        .then(r.Phase.TEST)
+        .when((in_all >= 3) & (so_far == in_all - 1))
+        .then(r.Phase.VALID)
+        .otherwise(r.Phase.TRAIN)
+    )

@@ -1,0 +1,1 @@
+"""Timelines and semantic IDs to weights (Ray Train)."""

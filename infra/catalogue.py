@@ -1,0 +1,67 @@
+"""A bundle's catalogue in memory: ids, titles, popularity. No torch, so that the serving ingress starts fast."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from infra import records, storage
+from infra.slate_store import Slate
+
+CATALOGUE_FILE = "catalogue.parquet"
+
+
+class Item(NamedTuple):
+    """What is shown of an item."""
+
+    item_id: str
+    title: str
+    category: str
+    brand: str
+    popularity: int
+
+
+class Catalogue:
+    """Items of a bundle by index and by id.
+
+    Args:
+        bundle_uri: folder that holds `catalogue.parquet` (`records.CATALOGUE`).
+
+    Raises:
+        StorageError: the bundle is not there.
+        IntegrityError: the file is damaged.
+    """
+
+    def __init__(self, bundle_uri: str) -> None:
+        columns = ["item_index", records.ITEM_ID, records.TITLE, records.CATEGORY, records.BRAND, records.POPULARITY]
+        table = storage.read_table(storage.join(bundle_uri, CATALOGUE_FILE)).select(columns).sort_by(records.ITEM_INDEX)
+        rows = zip(*(table.column(name).to_pylist() for name in columns[1:]), strict=True)
+        self.items = [Item(*row) for row in rows]
+        self._index = {item.item_id: index for index, item in enumerate(self.items)}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def get(self, item_id: str) -> Item | None:
+        """An item by its id."""
+        index = self._index.get(item_id)
+        return None if index is None else self.items[index]
+
+    def index(self, item_id: str) -> int | None:
+        """Catalogue index of an item."""
+        return self._index.get(item_id)
+
+    def popular(self, k: int, version: str) -> Slate:
+        """The k items with most positive events, as a slate for nobody in particular; ties go to the lower index."""
+        counts = np.array([item.popularity for item in self.items], np.int64)
+        best = np.argsort(-counts, kind="stable")[:k]
+        total = max(int(counts.sum()), 1)
+        return Slate(
+            user_id="",
+            item_ids=tuple(self.items[index].item_id for index in best),
+            scores=tuple(float(counts[index]) / total for index in best),
+            model_version=version,
+            computed_at=time.time_ns() // 1_000_000,
+        )

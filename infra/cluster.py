@@ -1,0 +1,229 @@
+"""Ray: connect to a cluster, or run one on this machine that ends with the command.
+
+A local cluster listens on the loopback interface only and asks for a token that is made up for the session, so that
+neither the network nor another user of the machine can run code in it. Address and token travel to child processes in
+the environment: each pipeline step is a process of its own and joins the same cluster.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from infra.config import ClusterConfig
+from infra.errors import RankGRError, ServiceError
+from infra.logs import get_logger
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MAX_TEMP_PATH = 40  # Ray adds about 65 characters, a Unix socket's path ends at 107
+_REACH_S = 5.0
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[str]:
+    """Be connected to Ray inside the context; yields the cluster's address.
+
+    The cluster is `config.address`, else RAY_ADDRESS, else a local one. Inside a session that is already open nothing
+    happens.
+
+    Raises:
+        ServiceError: the cluster cannot be reached, or a local one does not start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield str(ray.get_runtime_context().gcs_address)
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        with _local_cluster(config) as address:
+            yield address
+        return
+    connect(config)
+    try:
+        with _environment({"RAY_ADDRESS": address}):
+            yield address
+    finally:
+        ray.shutdown()
+
+
+def connect(config: ClusterConfig, *, log_to_driver: bool = False) -> None:
+    """Join the cluster at `config.address` or RAY_ADDRESS; a second call does nothing.
+
+    Raises:
+        ServiceError: no address is known, nothing listens there, or the token is refused.
+    """
+    import ray
+
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        raise ServiceError("no Ray cluster is known", mend="set cluster.address or RAY_ADDRESS")
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    if ray.is_initialized():
+        return
+    _require_listener(address)
+    quiet_ray()
+    try:
+        with _signal_handlers_kept():
+            ray.init(address=address, ignore_reinit_error=True, log_to_driver=log_to_driver, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ServiceError(
+            f"the Ray cluster refused the connection: {reason}",
+            where=address,
+            mend="check that it runs the same Ray and the RAY_AUTH_* variables",
+        ) from error
+
+
+def quiet_ray(*, errors_too: bool = False) -> None:
+    """Leave only warnings of Ray's own loggers.
+
+    Args:
+        errors_too: silence Ray Data altogether, for callers who raise what went wrong themselves.
+    """
+    for name in ("ray", "ray.data", "ray.serve", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if errors_too:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _local_cluster(config: ClusterConfig) -> Iterator[str]:
+    import ray
+
+    variables = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray replaces 127.0.0.1 by an address that other machines can reach, unless it believes to be on a desktop.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Workers import the project's packages from the checkout.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")])),
+        **{name: value for name, value in _QUIET.items() if name not in os.environ},
+    }
+    folder = _short_temp_folder()
+    with _ray_environment(variables):
+        quiet_ray()
+        try:
+            with _signal_handlers_kept():
+                context = ray.init(
+                    num_cpus=config.cpus,
+                    object_store_memory=config.object_store_mb << 20,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=f"{folder}/r",  # Ray opens its folder to everybody; the one around it stays ours
+                )
+            address = str(context.address_info["address"])
+            with _environment({"RAY_ADDRESS": address}):
+                yield address
+        except Exception as error:
+            get_logger("ray").info("Ray's logs are kept", folder=f"{folder}/r/session_latest/logs")
+            if ray.is_initialized():
+                raise
+            raise ServiceError(
+                f"Ray does not start: {str(error).splitlines()[0]}",
+                where=folder,
+                mend="look at the logs there, free memory, or use another cluster",
+            ) from error
+        finally:
+            ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _ray_environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables that Ray reads when it is imported, and have it read them again.
+
+    Ray has no public call for that. Its own tests do the same (ray._private.authentication_test_utils).
+    """
+    try:
+        with _environment(variables):
+            _reread_environment()
+            yield
+    finally:
+        _reread_environment()
+
+
+def _reread_environment() -> None:
+    from ray._private import ray_constants
+
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    on_desktop = sys.platform in ("darwin", "win32")
+    setting = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, str(int(not on_desktop)))
+    ray_constants.ENABLE_RAY_CLUSTER = setting.lower() in ("1", "true")
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """`ray.init` installs a SIGTERM handler of its own over ours (`infra.local.no_process_left`)."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _short_temp_folder() -> str:
+    parent = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="rgr-", dir=parent if len(parent) < _MAX_TEMP_PATH - 15 else "/tmp")  # noqa: S108 - private to this user
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, and put back what was there before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _require_listener(address: str) -> None:
+    """Fail at once where nothing listens: Ray itself would try for half a minute."""
+    if address == "auto":
+        return
+    parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
+    try:
+        host, port = parts.hostname or "", parts.port or 10001
+        socket.create_connection((host, port), timeout=_REACH_S).close()
+    except (OSError, ValueError) as error:
+        raise ServiceError(
+            f"no Ray cluster answers: {error}", where=address, mend="start it, or unset cluster.address and RAY_ADDRESS for a local one"
+        ) from error
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error that a Ray task raised, out of the wrappers that Ray puts around it."""
+    seen: Any = error
+    while seen is not None:
+        if isinstance(seen, RankGRError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error

@@ -1,0 +1,404 @@
+"""The one schema of all settings: a frozen pydantic model with a sub-model per stage.
+
+A configuration is layered: defaults <- preset <- YAML file <- `--set key=value`. Unknown keys are refused with the
+nearest known one; `rankgr config schema` prints the whole schema.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infra.errors import ConfigError
+
+PRESETS = ("tiny", "small", "kuairand", "paper")
+
+
+class Section(BaseModel):
+    """Base of every sub-model: frozen, unknown keys refused, documented fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Columns(Section):
+    """Names of the user's own columns; null where a column does not exist."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str = "timestamp"
+    level: str | None = "level"
+    """Column with the feedback level 1..4; ignored where `level_rules` is set."""
+    request_id: str | None = None
+    """Column with the request or session id; null cuts requests by `request_gap_minutes`."""
+    title: str | None = "title"
+    text: list[str] = ["title", "category", "brand"]
+    """Item columns joined into the text that is encoded; those that do not exist are left out."""
+    category: str | None = "category"
+    brand: str | None = "brand"
+    embedding: str | None = "embedding"
+
+
+class DataConfig(Section):
+    """Raw logs and items, and how they become timelines."""
+
+    logs: str = ""
+    """URI of the events: a Parquet, CSV or JSONL file or folder (local path or s3://)."""
+    items: str = ""
+    """URI of the catalogue; empty: items are known by their ids alone."""
+    columns: Columns = Columns()
+    level_rules: dict[int, list[str]] = {}
+    """Level -> columns of which one being truthy gives that level, highest first; no rule holds: `default_level`."""
+    default_level: int = Field(2, ge=1, le=4)
+    timestamp_unit: Literal["ms", "s", "us"] = "ms"
+    request_gap_minutes: float = Field(30.0, gt=0)
+    max_request_items: int = Field(8, ge=1)
+    """A longer request is cut into pages of this many items; each page is predicted from all that lies before it."""
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    """More bad rows than this stop the run; fewer are quarantined with their reasons."""
+    shards: int = Field(4, ge=1)
+    """Timeline files, by hash of the user; a shard fits in one worker's memory."""
+
+
+class SplitConfig(Section):
+    """Evaluation protocol, written into the timelines as phases."""
+
+    protocol: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    positive_level: int = Field(3, ge=1, le=4)
+    """Events of this level and above are positives: targets of leave-one-out, popularity counts, label 1 of the rank head."""
+    test_days: int = Field(2, ge=1)
+    valid_days: int = Field(1, ge=1)
+    utc_offset_hours: float = Field(0.0, ge=-12, le=14)
+    """Where a day begins, for the temporal protocol."""
+
+
+class SemanticIdConfig(Section):
+    """Item features and their quantization (RankGR Eq. 1)."""
+
+    levels: int = Field(2, ge=1, le=4)
+    codes: int = Field(64, ge=2, le=8192)
+    """Codewords a level."""
+    collisions: Literal["shared", "unique"] = "unique"
+    max_items_per_sid: int = Field(5, ge=1)
+    """Capacity of a SID in shared mode."""
+    iterations: int = Field(25, ge=1)
+    text_encoder: str = "tfidf"
+    """`tfidf` (TF-IDF + SVD, embedded) or the name, folder or s3:// URI of a sentence-transformers model."""
+    text_dim: int = Field(64, ge=2)
+    collaborative_dim: int = Field(64, ge=2)
+    text_weight: float = Field(0.3, ge=0)
+    embedding_weight: float = Field(1.0, ge=0)
+    collaborative_weight: float = Field(1.0, ge=0)
+    cooccurrence_window: int = Field(10, ge=1)
+    """Two items of one timeline this far apart or nearer count as co-occurring."""
+
+    @model_validator(mode="after")
+    def _some_feature(self) -> Self:
+        if self.text_weight + self.embedding_weight + self.collaborative_weight == 0:
+            raise ValueError("text_weight, embedding_weight and collaborative_weight are all 0: no feature is left")
+        return self
+
+
+class RetrieverConfig(Section):
+    """The generative retriever: backbone, history representation and rank head."""
+
+    backbone: str = "tiny"
+    """`tiny` (a Qwen2 built from the sizes below) or a Hugging Face name, folder or s3:// folder of a decoder."""
+    hidden_size: int = Field(64, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    ff_size: int = Field(256, ge=8)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    history: Literal["merged", "tokens"] = "merged"
+    """`merged`: one position an item (GenRec Eq. 5, the token merger); `tokens`: one position a codeword (RankGR Eq. 6)."""
+    history_levels: bool = True
+    """Add an embedding of the feedback level to each history item."""
+    history_min_level: int = Field(1, ge=1, le=4)
+    """Events below this level are targets only, never history."""
+    max_history: int = Field(128, ge=1)
+    """Items of history that a prompt holds."""
+    rank_heads: int = Field(2, ge=1)
+    rank_mlp: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % self.heads or self.heads % self.kv_heads or self.hidden_size % self.rank_heads:
+            raise ValueError("hidden_size must be a multiple of heads and rank_heads, heads a multiple of kv_heads")
+        return self
+
+
+class LossConfig(Section):
+    """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 17)."""
+
+    ntp_level_weights: dict[int, float] = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
+    """Weight of a target's NTP loss by its feedback level (Eq. 10 is all ones)."""
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, gt=0)
+    rsp_weight: float = Field(1.0, ge=0)
+    """0 trains no rank head (the ablation without RSP)."""
+    train_lambdas: list[int] = [64, 64]
+    """Codewords a level that the rank head is trained on: the most probable ones, the true ones forced in."""
+    rsp_predictions: int = Field(16, ge=1)
+    """Predictions a row and level that the rank head is trained on; a random sample where a row has more."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class TrainingConfig(Section):
+    """Distributed training on Ray Train."""
+
+    workers: int = Field(2, ge=1)
+    epochs: int = Field(20, ge=1)
+    rows_per_batch: int = Field(8, ge=1)
+    """User rows a worker handles a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    loss: LossConfig = LossConfig()
+    checkpoint_every_epochs: int = Field(2, ge=1)
+    max_failures: int = Field(2, ge=0)
+    use_gpu: bool = False
+    threads_per_worker: int = Field(1, ge=1)
+
+
+class DecodingConfig(Section):
+    """Two-stage beam search over the trie (RankGR Eq. 12, 18)."""
+
+    beams: list[int] = [64, 200]
+    """Beams kept after each level (the paper: 500, 1400)."""
+    lambdas: list[int] = [64, 64]
+    """Codewords per beam and level handed to the rank head (the paper: 1400, 1400)."""
+    score: Literal["rsp", "iap", "sum"] = "sum"
+    slate_size: int = Field(100, ge=1)
+    exclude_seen: bool = True
+    users_per_batch: int = Field(16, ge=1)
+
+
+class EvaluationConfig(Section):
+    """Full ranking of the catalogue, the same protocol for every method."""
+
+    ks: list[int] = [5, 10, 20]
+    truths: dict[str, int] = {"positive": 3}
+    """Name -> lowest level of an event that counts as a hit (KuaiRand: click 3, pv 2)."""
+    max_users: int | None = None
+    """Judge a random sample of this many users; null judges all."""
+    examples: int = Field(3, ge=0)
+
+
+class GateConfig(Section):
+    """When a model may become champion; what is missing or not a number fails."""
+
+    metric: str = "ndcg@10"
+    """Key of a method's figures in the evaluation report: metric@k for the first truth, truth/metric@k for further ones."""
+    min_gain_over_baselines: float = 0.0
+    """Relative gain over the best baseline that is asked for."""
+    max_drop_from_champion: float = Field(0.05, ge=0)
+    """Relative loss against the champion that is still accepted."""
+    max_invalid_rate: float = Field(0.0, ge=0)
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str = ""
+    """Tracking server; empty: SQLite in the workspace."""
+    experiment: str = "rankgr"
+    model_name: str = "rankgr-retriever"
+
+
+class SlateStoreConfig(Section):
+    """Redis (or Valkey) with the slates."""
+
+    url: str = ""
+    """redis:// or rediss:// URL; empty: RANKGR_REDIS_URL, else a Valkey of our own in the workspace."""
+    prefix: str = "rankgr"
+    """First part of every key; tenants have different ones."""
+    ttl_hours: float = Field(72.0, gt=0)
+    keep_versions: int = Field(2, ge=1)
+
+
+class ServingConfig(Section):
+    """Ray Serve."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    """0 takes a free port."""
+    retrieval_replicas: int = Field(1, ge=1)
+    precompute_min_replicas: int = Field(1, ge=1)
+    precompute_max_replicas: int = Field(2, ge=1)
+    batch_wait_ms: float = Field(5.0, ge=0)
+    """How long a precompute replica waits for more users before it computes."""
+    precompute_actors: int = Field(2, ge=1)
+    """Ray Data actors of the batch job that fills the slate store."""
+    allow_remote: bool = False
+    """Let `host` be other than the loopback interface, although requests carry no token yet."""
+
+
+class ClusterConfig(Section):
+    """Ray."""
+
+    address: str = ""
+    """ray:// or host:port; empty: RAY_ADDRESS, else a local cluster that ends with the command."""
+    cpus: int = Field(4, ge=2)
+    """Logical CPUs of a local cluster (workers and replicas share the real cores)."""
+    object_store_mb: int = Field(256, ge=80)
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    workspace: str = ".rankgr"
+    """Folder or s3:// URI for all that a run writes."""
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    semantic_ids: SemanticIdConfig = SemanticIdConfig()
+    retriever: RetrieverConfig = RetrieverConfig()
+    training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    slate_store: SlateStoreConfig = SlateStoreConfig()
+    serving: ServingConfig = ServingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        m = self.semantic_ids.levels
+        for name, values in (
+            ("decoding.beams", self.decoding.beams),
+            ("decoding.lambdas", self.decoding.lambdas),
+            ("training.loss.train_lambdas", self.training.loss.train_lambdas),
+        ):
+            if len(values) != m:
+                raise ValueError(f"{name} has {len(values)} entries but semantic_ids.levels is {m}: give one per level")
+            if min(values) < 1:
+                raise ValueError(f"{name} must be positive")
+        return self
+
+    def to_json(self) -> str:
+        """The whole configuration as canonical JSON, the form that travels between steps."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Inverse of `to_json`."""
+        return _validate(json.loads(text))
+
+
+def load_config(
+    path: str | None = None,
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    base: Mapping[str, Any] | None = None,
+    fallback_preset: str | None = None,
+) -> Config:
+    """Build a configuration from its layers.
+
+    Args:
+        path: YAML file; may name a `preset:` of its own.
+        preset: one of `PRESETS`.
+        overrides: `key.subkey=value` strings, the values read as YAML.
+        base: settings on top of the preset, below the file.
+        fallback_preset: used where neither `preset` nor the file names one.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known one), a bad value.
+    """
+    settings: dict[str, Any] = {}
+    from_file = _read_yaml(Path(path)) if path else {}
+    preset = preset or from_file.pop("preset", None) or fallback_preset
+    from_file.pop("preset", None)
+    if preset:
+        _merge(settings, preset_settings(preset))
+    _merge(settings, dict(base or {}))
+    _merge(settings, from_file)
+    for text in overrides:
+        key, sep, value = text.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"cannot read the override {text!r}", mend="write --set key.subkey=value")
+        try:
+            _assign(settings, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of --set {key} is not valid YAML", where=value, mend="quote it") from error
+    return _validate(settings)
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """Settings of a named preset."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}", mend=f"choose one of {', '.join(PRESETS)}")
+    text = resources.files("infra").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+    return dict(yaml.safe_load(text) or {})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("the configuration file does not exist", where=str(path), mend="check --config") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError("the configuration file cannot be read as YAML", where=f"{path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError("the configuration file must hold a mapping", where=str(path), mend="write `key: value` lines")
+    return content
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        # A mapping with integer keys is a value (level weights, rules), not a section: it replaces the old one.
+        is_section = isinstance(value, Mapping) and all(isinstance(k, str) for k in value) and key not in ("truths",)
+        if is_section and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _assign(into: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        nested = into.setdefault(key, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"{'.'.join(keys)} does not name a setting: {key} is a value", mend="see `rankgr config show`")
+        into = nested
+    into[keys[-1]] = value
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All dotted keys of the schema."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _validate(settings: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        lines, unknown = [], False
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                unknown = True
+                candidates = known_keys()
+                near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
+                tail = {c.rsplit(".", 1)[-1]: c for c in reversed(candidates)}
+                near = near or [tail[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1)]
+                lines.append(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            else:
+                lines.append(f"{key or 'configuration'}: {problem['msg']}")
+        mend = "`rankgr config schema` lists every key" if unknown else "`rankgr config schema` gives types and ranges"
+        raise ConfigError("; ".join(lines), mend=mend) from None

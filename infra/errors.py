@@ -1,0 +1,70 @@
+"""Every error a user can meet, as a tree; each class has its own process exit code.
+
+RankGRError            1
+├── ConfigError        2   an unknown key, a value out of range, a missing option
+├── DataError          3   the logs or the items are not usable: column, type, too many bad rows, nothing left
+├── StorageError       4   a path that is missing or not writable, disk full
+├── IntegrityError     5   a hash, a commit marker or a SID table that does not match
+├── ServiceError       6   Redis, Ray, MLflow or a port that is not available
+└── TrainingError      7   a loss that is not finite, a worker that keeps failing
+
+A message says what is wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class RankGRError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: what is wrong, in one sentence.
+        where: file, column, key or address concerned.
+        mend: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"  where: {self.where}")
+        if self.mend:
+            parts.append(f"  mend:  {self.mend}")
+        return "\n".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between Ray workers and the driver; keyword arguments need help there.
+        return (_rebuild, (type(self), self.what, self.where, self.mend))
+
+
+class ConfigError(RankGRError):
+    exit_code = 2
+
+
+class DataError(RankGRError):
+    exit_code = 3
+
+
+class StorageError(RankGRError):
+    exit_code = 4
+
+
+class IntegrityError(RankGRError):
+    exit_code = 5
+
+
+class ServiceError(RankGRError):
+    exit_code = 6
+
+
+class TrainingError(RankGRError):
+    exit_code = 7
+
+
+def _rebuild(kind: type[RankGRError], what: str, where: str, mend: str) -> RankGRError:
+    return kind(what, where=where, mend=mend)

@@ -1,0 +1,65 @@
+"""Progress of work that runs in other processes: they count into an actor, the driver shows rate and ETA."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from infra.logs import ProgressMeter
+
+_POLL_S = 0.5
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self._done = 0
+        self._total = 0
+        self._figures: dict[str, Any] = {}
+
+    def set(self, done: int, total: int, figures: dict[str, Any]) -> None:
+        self._done, self._total, self._figures = done, total, figures
+
+    def get(self) -> tuple[int, int, dict[str, Any]]:
+        return self._done, self._total, self._figures
+
+
+@contextmanager
+def remote_progress(*, step: str, unit: str) -> Iterator[Any]:
+    """A Ray actor with `set(done, total, figures)`; what it is told is shown here until the context ends.
+
+    Args:
+        step: shown in front.
+        unit: what is counted, in the plural.
+    """
+    import ray
+
+    counter = ray.remote(num_cpus=0)(_Counter).remote()
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(counter, stop, step, unit), daemon=True)
+    watcher.start()
+    try:
+        yield counter
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(counter)
+
+
+def _watch(counter: Any, stop: threading.Event, step: str, unit: str) -> None:
+    import ray
+
+    meter: ProgressMeter | None = None
+    while not stop.wait(_POLL_S):
+        try:
+            done, total, figures = ray.get(counter.get.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            continue  # the cluster is busy or going away; the work itself reports what is wrong
+        if not total:
+            continue
+        meter = meter or ProgressMeter(total, step=step, unit=unit, already=done)
+        if done > meter.done:
+            meter.advance(done - meter.done, **figures)
+    if meter is not None:
+        meter.close()

@@ -1,0 +1,378 @@
+"""Redis (or Valkey) with the slates: one packed blob a user under a model version, the version pointer switched last.
+
+A publisher writes the slates of a version, then the popular fallback, then marks the version complete and only then
+makes it active. A reader fetches the pointer and the slates in one transaction, so it sees one version at a time and
+an interrupted publisher changes nothing for it. The near-line half of RankGR's serving (3.4): slates are computed
+ahead of the request and looked up when it comes.
+
+    {prefix}:active                      version that readers see
+    {prefix}:versions                    sorted set: version -> time of its first slate (µs)
+    {prefix}:meta:{version}              hash, written when every slate of the version is in
+    {prefix}:fallback:{version}          popular items, for users without a slate
+    {prefix}:slate:{version}:{user_id}   one slate
+    {prefix}:history:{user_id}           what the user did, whatever the version
+
+User ids are opaque and stand at the end of a key, so no separator in them can make one key look like another.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from itertools import islice
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from infra.errors import ConfigError, IntegrityError, ServiceError
+from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
+
+__all__ = ["AsyncSlateReader", "Slate", "SlateStore", "UserHistory", "without_password"]
+
+T = TypeVar("T")
+_READ_ATTEMPTS = 5
+_UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
+
+
+def without_password(url: str) -> str:
+    """A Redis URL fit for logs and messages: no user, password or query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _service_error(error: redis.RedisError, url: str) -> ServiceError:
+    where = without_password(url)
+    if isinstance(error, redis.AuthenticationError):
+        return ServiceError("Redis refused the password", where=where, mend="check user and password in slate_store.url")
+    if isinstance(error, _UNAVAILABLE):
+        return ServiceError("Redis does not answer", where=where, mend="start it, or check slate_store.url and RANKGR_REDIS_URL")
+    return ServiceError(f"Redis refused a command: {error}", where=where, mend="check its memory limit, role and access rules")
+
+
+def _client_options(retry: Any, timeout_s: float) -> dict[str, Any]:
+    return {
+        "retry": retry,
+        "retry_on_error": [*_UNAVAILABLE, redis.BusyLoadingError],
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "socket_keepalive": True,
+    }
+
+
+def _url_error(url: str) -> ConfigError:
+    return ConfigError("slate_store.url is not a Redis URL", where=without_password(url), mend="write redis://HOST:PORT/DB")
+
+
+class SlateStore:
+    """Synchronous side: what publishers and command-line tools do.
+
+    Args:
+        url: redis:// or rediss:// URL.
+        prefix: first part of every key.
+        ttl_hours: life of a slate; up to a tenth is added at random, so that they do not expire all at once.
+        keep_versions: newest versions that `drop_old` keeps besides the active one.
+
+    Raises:
+        ConfigError: URL or prefix are not usable.
+        ServiceError: by every method, when Redis does not answer after a few retries with back-off.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, keep_versions: int = 2) -> None:
+        self.url, self.keys, self._keep = url, Keys(prefix), keep_versions
+        self._ttl_ms = int(ttl_hours * 3_600_000)
+        try:
+            self._redis: Any = redis.Redis.from_url(url, **_client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0))
+        except ValueError:
+            raise _url_error(url) from None  # its message may quote the password
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._redis.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise _service_error(error, self.url) from error
+
+    def ping(self) -> None:
+        """Raise `ServiceError` unless Redis answers."""
+        with self._errors():
+            self._redis.ping()
+
+    def publish(self, version: str, slates: Iterable[Slate], batch: int = 500) -> int:
+        """Write slates of a version, over those that are there.
+
+        Returns:
+            how many were written.
+        """
+        self._register(version)
+        return self._write(((self.keys.slate(version, slate.user_id), encode_slate(slate)) for slate in slates), batch)
+
+    def publish_fallback(self, version: str, slate: Slate) -> None:
+        """Write the popular items of a version; they live until the version is dropped."""
+        with self._errors():
+            self._redis.set(self.keys.fallback(version), encode_slate(slate))
+
+    def publish_histories(self, histories: Iterable[UserHistory], batch: int = 500) -> int:
+        """Write what users did; returns for how many."""
+        return self._write(((self.keys.history(history.user_id), encode_history(history)) for history in histories), batch)
+
+    def put_one(self, slate: Slate) -> None:
+        """Write one slate under its own version."""
+        self.publish(slate.model_version, [slate])
+
+    def _write(self, blobs: Iterable[tuple[str, bytes]], batch: int) -> int:
+        written = 0
+        with self._errors():
+            for chunk in _chunks(blobs, batch):
+                pipe = self._redis.pipeline(transaction=False)
+                for key, blob in chunk:
+                    pipe.set(key, blob, px=_jittered(self._ttl_ms))
+                pipe.execute()
+                written += len(chunk)
+        return written
+
+    def complete(self, version: str, *, users: int) -> None:
+        """Mark that every slate of a version has been written."""
+        self._register(version)
+        with self._errors():
+            self._redis.hset(self.keys.meta(version), mapping={"users": users, "completed_at": time.time_ns() // 1_000_000})
+
+    def _register(self, version: str) -> None:
+        self.keys.meta(version)  # refuses a name that is not usable
+        with self._errors():
+            self._redis.zadd(self.keys.versions, {version: time.time_ns() // 1000}, nx=True)
+
+    def activate(self, version: str) -> None:
+        """Show a version to the readers.
+
+        Raises:
+            IntegrityError: the version was never completed.
+        """
+        with self._errors():
+            if not self._redis.exists(self.keys.meta(version)):
+                raise IntegrityError(
+                    "the slates of this version are not complete",
+                    where=f"{without_password(self.url)} {version}",
+                    mend="run `rankgr precompute`",
+                )
+            self._redis.set(self.keys.active, version)
+
+    def versions(self) -> list[str]:
+        """All versions with slates, the newest first, complete or not."""
+        with self._errors():
+            return [_text(name) for name in self._redis.zrevrange(self.keys.versions, 0, -1)]
+
+    def users(self, version: str) -> int | None:
+        """How many users a complete version was announced with; None while it is not complete."""
+        with self._errors():
+            value = self._redis.hget(self.keys.meta(version), "users")
+        return None if value is None else int(value)
+
+    def count(self, version: str) -> int:
+        """How many slates of a version are there now; walks over all keys."""
+        with self._errors():
+            return sum(1 for _ in self._redis.scan_iter(match=self.keys.slates(version), count=1000))
+
+    def drop_old(self) -> list[str]:
+        """Delete all versions but the active and the newest ones; returns those that went."""
+        active, versions = self.active_version(), self.versions()
+        dropped = [version for version in versions[self._keep :] if version != active]
+        with self._errors():
+            for version in dropped:
+                # Marker first: from here on nobody can activate what is being taken apart.
+                self._redis.unlink(self.keys.meta(version), self.keys.fallback(version))
+                for chunk in _chunks(self._redis.scan_iter(match=self.keys.slates(version), count=1000), 1000):
+                    self._redis.unlink(*chunk)
+                self._redis.zrem(self.keys.versions, version)
+        return dropped
+
+    def active_version(self) -> str | None:
+        """The version that readers see."""
+        with self._errors():
+            return _text_or_none(self._redis.get(self.keys.active))
+
+    def get(self, user_id: str) -> Slate | None:
+        """The active slate of a user."""
+        return self.get_many([user_id]).get(user_id)
+
+    def get_many(self, user_ids: Sequence[str]) -> dict[str, Slate]:
+        """The active slates of those users that have one, all of the same version."""
+        known = self.active_version()
+        for _ in range(_READ_ATTEMPTS):
+            with self._errors():
+                current, blobs = self._ask(_read_commands(self.keys, known, user_ids))
+            if (found := _settled(known, current, user_ids, blobs)) is not None:
+                return found
+            known = _text_or_none(current)
+        raise _restless(self.url)
+
+    def fallback(self) -> Slate | None:
+        """The popular items of the active version."""
+        version = self.active_version()
+        with self._errors():
+            blob = self._redis.get(self.keys.fallback(version)) if version else None
+        return None if blob is None else decode_slate("", blob)
+
+    def history(self, user_id: str) -> UserHistory | None:
+        """What a user did, if it was published."""
+        with self._errors():
+            blob = self._redis.get(self.keys.history(user_id))
+        return None if blob is None else decode_history(user_id, blob)
+
+    def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=True)
+        for command in commands:
+            pipe.execute_command(*command)
+        return list(pipe.execute())
+
+
+class AsyncSlateReader:
+    """The same store for an event loop that answers users: few retries, short time limits.
+
+    Args:
+        url: redis:// or rediss:// URL.
+        prefix: first part of every key.
+        ttl_hours: life of a slate that `put` writes.
+        timeout_s: limit of one attempt to connect or to get an answer.
+
+    Raises:
+        ConfigError: URL or prefix are not usable.
+        ServiceError: by every method, when Redis does not answer.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5) -> None:
+        self.url, self.keys, self._ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
+        self._known: str | None = None
+        retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
+        try:
+            self._redis: Any = redis.asyncio.Redis.from_url(url, **_client_options(retry, timeout_s))
+        except ValueError:
+            raise _url_error(url) from None  # its message may quote the password
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._redis.aclose()
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise _service_error(error, self.url) from error
+
+    async def active_version(self) -> str | None:
+        """The version that readers see."""
+        async with self._errors():
+            return _text_or_none(await self._redis.get(self.keys.active))
+
+    async def get(self, user_id: str) -> Slate | None:
+        """The active slate of a user."""
+        return (await self.get_many([user_id])).get(user_id)
+
+    async def get_many(self, user_ids: Sequence[str]) -> dict[str, Slate]:
+        """The active slates of those users that have one, all of the same version.
+
+        One round trip: the pointer is read beside the slates of the version seen last, and only where it has moved
+        are they read again.
+        """
+        known = self._known
+        for _ in range(_READ_ATTEMPTS):
+            async with self._errors():
+                pipe = self._redis.pipeline(transaction=True)
+                for command in _read_commands(self.keys, known, user_ids):
+                    pipe.execute_command(*command)
+                current, blobs = await pipe.execute()
+            if (found := _settled(known, current, user_ids, blobs)) is not None:
+                return found
+            self._known = known = _text_or_none(current)
+        raise _restless(self.url)
+
+    async def fallback(self, version: str) -> Slate | None:
+        """The popular items of a version."""
+        async with self._errors():
+            blob = await self._redis.get(self.keys.fallback(version))
+        return None if blob is None else decode_slate("", blob)
+
+    async def history(self, user_id: str) -> UserHistory | None:
+        """What a user did, if it was published."""
+        async with self._errors():
+            blob = await self._redis.get(self.keys.history(user_id))
+        return None if blob is None else decode_history(user_id, blob)
+
+    async def put(self, slate: Slate) -> bool:
+        """Write a fresh slate if its version is the active one; returns whether it was written."""
+        if await self.active_version() != slate.model_version:
+            return False
+        async with self._errors():
+            await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=_jittered(self._ttl_ms))
+        return True
+
+    async def put_history(self, history: UserHistory) -> None:
+        """Write what a user did."""
+        async with self._errors():
+            await self._redis.set(self.keys.history(history.user_id), encode_history(history), px=_jittered(self._ttl_ms))
+
+
+def _read_commands(keys: Keys, known: str | None, user_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Two commands, run as one transaction: the pointer, and the slates under the version that was seen last."""
+    # Without a version there is nothing to look up, but the ids are checked all the same.
+    names = [keys.slate(known or "none", user_id) for user_id in user_ids]
+    return [("GET", keys.active), ("MGET", *names) if known and names else ("ECHO", "")]
+
+
+def _settled(known: str | None, current: bytes | None, user_ids: Sequence[str], blobs: Any) -> dict[str, Slate] | None:
+    """The slates found, or None where the pointer has moved and they must be read again."""
+    if _text_or_none(current) != known:
+        return None
+    if known is None or not user_ids:
+        return {}
+    return {user_id: decode_slate(user_id, blob) for user_id, blob in zip(user_ids, blobs, strict=True) if blob is not None}
+
+
+def _restless(url: str) -> ServiceError:
+    return ServiceError(
+        "the active version changed during every attempt to read", where=without_password(url), mend="stop one of the publishers"
+    )
+
+
+def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(values)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _jittered(ttl_ms: int) -> int:
+    return ttl_ms + random.randrange(ttl_ms // 10 + 1)  # noqa: S311 - spreads expiry, no secret
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
+
+
+def _text_or_none(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()

@@ -1,0 +1,155 @@
+"""Run a step once: same inputs, settings and code lead to the same folder, and a finished folder is not redone.
+
+A run is one walk through the steps; each leaves a record in `workspace/runs/<run id>/`, from which the report is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra import storage
+from infra.config import Config, load_config
+from infra.errors import RankGRError
+from infra.logs import configure_logs, get_logger
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One walk through the steps.
+
+    Attributes:
+        config: of the run.
+        run_id: names its records.
+        fresh: redo finished steps.
+    """
+
+    config: Config
+    run_id: str = "manual"
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Where a step's output lies and how it came about.
+
+    Attributes:
+        name: the step.
+        uri: its committed folder.
+        skipped: it had been finished before.
+        seconds: that the work took when it was done.
+        metadata: of the manifest.
+    """
+
+    name: str
+    uri: str
+    skipped: bool
+    seconds: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def code_version(packages: Sequence[str]) -> str:
+    """sha256 over sources: files, or all sources below folders, relative to the checkout."""
+    digest = hashlib.sha256()
+    for package in sorted(packages):
+        root = _ROOT / package
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.suffix in (".py", ".j2"):
+                digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def content_of(uri: str) -> str:
+    """What identifies the contents of a committed folder.
+
+    Raises:
+        IntegrityError: it was never committed, or a file does not match its hash.
+    """
+    return storage.open_committed(uri).digest
+
+
+def run_step(
+    run: Run,
+    name: str,
+    work: Callable[[str], Mapping[str, Any]],
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    code: Sequence[str],
+    resumable: bool = False,
+) -> StepResult:
+    """Do `work(folder)` unless the same work was committed before.
+
+    Args:
+        run: the walk that this step belongs to.
+        name: the step; its outputs lie in `workspace/steps/name/<key>`.
+        work: fills the folder it is given and returns JSON metadata for the manifest.
+        settings: the part of the configuration that the result depends on.
+        inputs: name -> what identifies the contents of each input.
+        code: folders whose sources the result depends on.
+        resumable: `work` continues from what an interrupted attempt left in the folder; otherwise that is removed.
+    """
+    log = get_logger(name)
+    key = storage.hash_json({"settings": settings, "inputs": inputs, "code": code_version(code)})[:16]
+    uri = storage.join(run.config.workspace, "steps", name, key)
+    done = None if run.fresh else storage.read_manifest(uri)
+    if done is None:
+        if run.fresh or not resumable:
+            storage.remove(uri)
+        log.info("started", output=uri)
+        start = time.monotonic()
+        metadata = {**work(uri), "seconds": round(time.monotonic() - start, 2)}
+        storage.commit(uri, metadata)
+        result = StepResult(name, uri, False, metadata["seconds"], metadata)
+        log.info("finished", seconds=result.seconds)
+    else:
+        result = StepResult(name, uri, True, float(done.metadata["seconds"]), done.metadata)
+        log.info("skipped: finished before with the same inputs, settings and code", took=f"{result.seconds}s", output=uri)
+    storage.write_json(_record(run.config.workspace, run.run_id, name), asdict(result))
+    return result
+
+
+def run_records(workspace: str, run_id: str) -> dict[str, StepResult]:
+    """The steps of a run by name, in the order in which they were recorded."""
+    folder = storage.join(workspace, "runs", run_id)
+    if not storage.exists(folder):
+        return {}
+    records = [StepResult(**storage.read_json(storage.join(folder, name))) for name in storage.list_files(folder, ".step.json")]
+    return {record.name: record for record in records}
+
+
+def _record(workspace: str, run_id: str, name: str) -> str:
+    return storage.join(workspace, "runs", run_id, f"{name}.step.json")
+
+
+def job_main(step: Callable[..., StepResult], inputs: Sequence[str]) -> None:
+    """Command line of a step, as `python -m components.<room>.job` and `ray job submit` run it.
+
+    Args:
+        step: called with a `Run` and one URI for each input.
+        inputs: their names, which become options.
+    """
+    parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").strip())
+    parser.add_argument("--config", help="YAML file with settings")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated")
+    parser.add_argument("--run-id", default="manual", help="where the step's record goes: workspace/runs/RUN_ID")
+    parser.add_argument("--fresh", action="store_true", help="redo the step even if it is finished")
+    for name in inputs:
+        parser.add_argument(f"--{name}", required=True, metavar="URI", help=f"folder that the step {name} wrote")
+    options = vars(parser.parse_args())
+    configure_logs()
+    try:
+        run = Run(load_config(options["config"], overrides=options["set"]), options["run_id"], options["fresh"])
+        result = step(run, **{name: options[name] for name in inputs})
+    except RankGRError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    sys.stdout.write(f"{result.uri}\n")

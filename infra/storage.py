@@ -1,0 +1,235 @@
+"""Files behind URIs: a local path or s3://, through fsspec; a folder counts only once its manifest is written.
+
+A writer fills a folder and calls `commit`, which hashes every file and writes `manifest.json` last. A reader calls
+`open_committed`: without a manifest the folder is half-written and refused, with a wrong hash it is damaged.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import IntegrityError, StorageError
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a committed folder holds.
+
+    Attributes:
+        files: relative path -> sha256 in hex.
+        metadata: JSON values that the writer added (counts, versions, hashes of inputs).
+        created_at: seconds since the epoch.
+    """
+
+    files: dict[str, str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    created_at: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """Hash over all files: equal for equal contents, whatever the time of writing."""
+        return hash_json(self.files)
+
+
+def hash_json(value: object) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a URI and the path inside it.
+
+    S3 takes endpoint and credentials from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+    """
+    with storage_errors(uri):
+        fs, path = fsspec.core.url_to_fs(uri)
+    return fs, path
+
+
+def is_local(uri: str) -> bool:
+    """True for a plain path or file:// URI."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+@contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn errors of the file layer into a `StorageError` that says how to mend them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError("the path does not exist", where=str(error.filename or uri), mend="check the URI") from error
+    except PermissionError as error:
+        raise StorageError("access is denied", where=uri, mend="check permissions or the S3 credentials") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError("the disk is full", where=uri, mend="free some space and run again; finished steps stay") from error
+        raise StorageError(f"the storage failed: {error}", where=uri, mend="see `rankgr doctor`") from error
+    except ImportError as error:
+        raise StorageError(f"no driver for this URI: {error}", where=uri, mend="pip install s3fs") from error
+
+
+def exists(uri: str) -> bool:
+    """True where a file or folder exists."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        return bool(fs.exists(path))
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """Relative paths of all files below a folder, sorted."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        found = fs.find(path)
+    return sorted(os.path.relpath(f, path) for f in found if f.endswith(suffix))
+
+
+def read_bytes(uri: str) -> bytes:
+    """Contents of a file."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        return bytes(fs.cat_file(path))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file atomically: aside first and renamed locally, in one put on S3."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        if not is_local(uri):
+            fs.pipe_file(path, data)
+            return
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".aside-")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+
+
+def read_json(uri: str) -> Any:
+    """A JSON file."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: object) -> None:
+    """Write a JSON file atomically."""
+    write_bytes(uri, json.dumps(value, indent=2, sort_keys=True).encode())
+
+
+def read_table(uri: str) -> pa.Table:
+    """A Parquet file, or all Parquet files of a folder in the order of their names."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        names = sorted(fs.glob(f"{path}/*.parquet")) if fs.isdir(path) else [path]
+        if not names:
+            raise FileNotFoundError(errno.ENOENT, "no Parquet file", uri)
+        try:
+            return pa.concat_tables([pq.read_table(io.BytesIO(fs.cat_file(name))) for name in names])
+        except pa.ArrowInvalid as error:
+            raise IntegrityError(f"not a readable Parquet file: {error}", where=uri, mend="write the file again") from error
+
+
+def write_table(table: pa.Table, uri: str) -> None:
+    """Write one Parquet file atomically (zstd)."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(uri, sink.getvalue())
+
+
+def remove(uri: str) -> None:
+    """Delete a file or folder if it is there."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def commit(uri: str, metadata: Mapping[str, Any] | None = None) -> Manifest:
+    """Hash every file of a folder and write its manifest, which makes the folder count.
+
+    Raises:
+        StorageError: the folder is missing or not writable.
+    """
+    files = {name: _sha256(join(uri, name)) for name in list_files(uri) if name != MANIFEST}
+    manifest = Manifest(files, dict(metadata or {}), time.time())
+    write_json(join(uri, MANIFEST), asdict(manifest))
+    return manifest
+
+
+def read_manifest(uri: str) -> Manifest | None:
+    """The manifest of a folder, or None where it was never committed."""
+    if not exists(join(uri, MANIFEST)):
+        return None
+    return Manifest(**read_json(join(uri, MANIFEST)))
+
+
+def open_committed(uri: str, *, verify: bool = True) -> Manifest:
+    """The manifest of a folder after all its hashes have been checked.
+
+    Raises:
+        IntegrityError: no manifest, a missing file, or a file whose hash differs.
+    """
+    manifest = read_manifest(uri)
+    if manifest is None:
+        raise IntegrityError("the folder was never committed (half-written?)", where=uri, mend="run the step again")
+    for name, expected in manifest.files.items() if verify else ():
+        where = join(uri, name)
+        if not exists(where):
+            raise IntegrityError("a file of the manifest is missing", where=where, mend="run the step again with --fresh")
+        if _sha256(where) != expected:
+            raise IntegrityError("the file does not match its sha256", where=where, mend="run the step again with --fresh")
+    return manifest
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local path with the contents of a file or folder; remote ones are fetched to a temporary folder."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        yield Path(path)
+        return
+    folder = tempfile.mkdtemp(prefix="rankgr-")
+    try:
+        with storage_errors(uri):
+            target = os.path.join(folder, os.path.basename(path.rstrip("/")))
+            fs.get(path.rstrip("/"), target, recursive=fs.isdir(path))
+        yield Path(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(uri: str) -> str:
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with storage_errors(uri), fs.open(path, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""MLflow: one run for each released model, a registry of bundles, the alias of the champion."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra import storage
+from infra.config import TrackingConfig
+from infra.errors import ServiceError
+from infra.local import mlflow_uri
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+_BUNDLE, _EVALUATION = "bundle_uri", "evaluation"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry.
+
+    Attributes:
+        number: MLflow's version number.
+        bundle_uri: where its bundle lies.
+        evaluation: content hash of the evaluation that it was judged by.
+        report: that evaluation's report; empty if it is gone.
+    """
+
+    number: str
+    bundle_uri: str
+    evaluation: str
+    report: dict[str, Any]
+
+
+class Registry:
+    """Models in MLflow.
+
+    Args:
+        config: tracking server and names; an empty `uri` is SQLite in the workspace.
+        workspace: of the run.
+    """
+
+    def __init__(self, config: TrackingConfig, workspace: str) -> None:
+        self.config = config
+        self.uri = config.uri or mlflow_uri(workspace)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        try:
+            from mlflow import MlflowClient
+
+            if self.uri.startswith("sqlite:///"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self.client.search_experiments(max_results=1)
+        except Exception as error:
+            raise ServiceError(
+                f"MLflow cannot be reached: {str(error).splitlines()[0]}", where=self.uri, mend="check tracking.uri"
+            ) from error
+
+    def champion(self) -> Registered | None:
+        """The version with the alias `champion`, if there is one."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = self.client.get_model_version_by_alias(self.config.model_name, CHAMPION)
+        except MlflowException:
+            return None
+        uri = version.tags.get(_BUNDLE, "")
+        manifest = storage.read_manifest(uri) if uri else None
+        report = manifest.metadata.get("report", {}) if manifest else {}
+        return Registered(str(version.version), uri, version.tags.get(_EVALUATION, ""), dict(report))
+
+    def register(
+        self, bundle_uri: str, *, evaluation: str, metrics: Mapping[str, float], params: Mapping[str, str], files: Mapping[str, str]
+    ) -> str:
+        """Log a run and register a bundle as a new version; returns the version's number.
+
+        Args:
+            metrics: logged in one batch.
+            params: logged in one batch.
+            files: artifact name -> text.
+        """
+        from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
+
+        name = self.config.model_name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow warns about its own future defaults
+            run = self.client.create_run(self._experiment())
+            batch = [Metric(key.replace("@", "_at_"), value, 0, 0) for key, value in metrics.items()]
+            self.client.log_batch(run.info.run_id, metrics=batch, params=[Param(k, v[:6000]) for k, v in params.items()])
+            for path, text in files.items():
+                self.client.log_text(run.info.run_id, text, path)
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            version = self.client.create_model_version(
+                name, source=bundle_uri, run_id=run.info.run_id, tags={_BUNDLE: bundle_uri, _EVALUATION: evaluation}
+            )
+            self.client.set_terminated(run.info.run_id)
+        return str(version.version)
+
+    def promote(self, number: str) -> None:
+        """Give a version the alias `champion`."""
+        self.client.set_registered_model_alias(self.config.model_name, CHAMPION, number)
+
+    def _experiment(self) -> str:
+        existing = self.client.get_experiment_by_name(self.config.experiment)
+        if existing is not None:
+            return str(existing.experiment_id)
+        artifacts = None
+        if self.uri.startswith("sqlite:///"):
+            artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        return str(self.client.create_experiment(self.config.experiment, artifact_location=artifacts))

@@ -1,0 +1,1 @@
+"""Kubeflow pipelines and the `rankgr` command."""

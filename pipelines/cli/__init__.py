@@ -1,0 +1,47 @@
+"""The `rankgr` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from infra.errors import RankGRError
+from pipelines.cli import data, doctor, quickstart, report, run, serve, settings
+
+app = typer.Typer(
+    name="rankgr",
+    help="Generative retrieval with semantic IDs, from raw logs to served slates.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("quickstart")(quickstart.quickstart)
+app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
+app.add_typer(settings.app, name="config")
+app.command("run")(run.run)
+app.command("train")(run.train)
+app.command("evaluate")(run.evaluate)
+app.command("precompute")(run.precompute)
+app.command("compile")(run.compile_pipeline)
+app.command("serve")(serve.serve)
+app.command("recommend")(serve.recommend)
+app.command("report")(report.report)
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message and their exit code."""
+    try:
+        app()
+    except RankGRError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        sys.exit(130)
+    except BrokenPipeError:  # `rankgr ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,116 @@
+"""`rankgr quickstart`: the main job from raw logs to served slates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+import yaml
+
+from infra import storage
+from infra.config import Config
+from infra.errors import ConfigError
+from infra.logs import get_logger
+from infra.steps import StepResult
+from pipelines import movielens
+from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
+from pipelines.cli.show import print_figures, print_slates
+from pipelines.local_run import local_services, new_run_id, redis_url, run_pipeline
+
+_SHOWN_USERS, _SHOWN_HISTORY, _SHOWN_ITEMS = 3, 5, 5
+
+Column = Annotated[str | None, typer.Option(help="Name of this column in your log.")]
+
+
+def quickstart(
+    logs: Logs = None,
+    items: Items = None,
+    columns: Annotated[Path | None, typer.Option("--columns", help="YAML file that maps columns: `user_id: uid`, ...")] = None,
+    user_column: Column = None,
+    item_column: Column = None,
+    time_column: Column = None,
+    level_column: Column = None,
+    time_unit: Annotated[str | None, typer.Option(help="Unit of the timestamps: ms, s or us.")] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run everything on this machine, on MovieLens-100K or your own logs, and show three users' slates.
+
+    Examples: `rankgr quickstart`, `rankgr quickstart --logs events.csv --items items.csv --user-column uid --time-unit s`
+    """
+    flags = {"user_id": user_column, "item_id": item_column, "timestamp": time_column, "level": level_column}
+    base = _base(columns, flags, time_unit, own_logs=logs is not None)
+    settings = settings_of(config, preset, overrides, logs=logs, items=items, default_preset="small", base=base)
+    if dry_run:
+        announce(
+            settings, ["fetch MovieLens-100K" if not settings.data.logs else f"read {settings.data.logs}", "run the pipeline", "serve"]
+        )
+        return
+    if not settings.data.logs:
+        events, films = movielens.fetch(Path(".cache/movielens"))
+        settings = _with_data(settings, str(events), str(films))
+    _run(settings, fresh=fresh)
+
+
+def _base(columns: Path | None, flags: Mapping[str, str | None], unit: str | None, *, own_logs: bool) -> dict[str, Any]:
+    """Settings that follow from the column flags and file; the example data bring their own."""
+    if not own_logs:
+        return movielens.SETTINGS
+    mapping: dict[str, Any] = {}
+    if columns is not None:
+        try:
+            mapping = dict(yaml.safe_load(columns.read_text("utf-8")) or {})
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"the column file cannot be read: {error}", where=str(columns), mend="write `user_id: uid` lines") from error
+    mapping |= {name: value for name, value in flags.items() if value}
+    data: dict[str, Any] = {"columns": mapping}
+    return {"data": data | ({"timestamp_unit": unit} if unit else {})}
+
+
+def _with_data(settings: Config, logs: str, items: str) -> Config:
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"logs": logs, "items": items})})
+
+
+def _run(settings: Config, *, fresh: bool) -> None:
+    from components.sessions.job import check_sources
+
+    start = time.monotonic()
+    check_sources(settings.data)
+    with local_services(settings):
+        records = run_pipeline(settings, run_id=new_run_id(), fresh=fresh)
+        users = _served_users(settings, records) if "release" in records else []
+    if users:
+        print_slates(users)
+    print_figures(settings, records)
+    get_logger("quickstart").info("done", seconds=round(time.monotonic() - start, 1))
+
+
+def _served_users(settings: Config, records: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+    """Histories and slates of some users, asked for over HTTP as any client would."""
+    from serving.app import start
+
+    bundle = storage.join(records["release"].uri, "bundle")
+    version = records["release"].metadata["version"]
+    free = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": 0})})
+    examples = storage.read_json(storage.join(records["evaluation"].uri, "examples.json"))
+    with start(free, bundle, redis_url(settings), version=version) as url, httpx.Client(base_url=url, timeout=30) as client:
+        users = []
+        for user in [example["user_id"] for example in examples[:_SHOWN_USERS]]:
+            history = client.get(f"/v1/users/{user}/history").raise_for_status().json()
+            slate = client.get(f"/v1/users/{user}/slate", params={"k": _SHOWN_ITEMS}).raise_for_status().json()
+            users.append(
+                {
+                    "user_id": user,
+                    "source": slate["source"],
+                    "history": [item["title"] for item in history["items"][-_SHOWN_HISTORY:]],
+                    "slate": [f"{item['title']}  {item['score']:.2f}" for item in slate["items"]],
+                }
+            )
+    return users

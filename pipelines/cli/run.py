@@ -1,0 +1,148 @@
+"""`rankgr run`, `train`, `evaluate`, `precompute`, `compile`: the pipeline, whole or up to a step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from components.precompute import job as precompute_job
+from components.sessions import job as sessions_job
+from infra import storage
+from infra.config import Config
+from infra.errors import DataError
+from infra.steps import Run, StepResult
+from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
+from pipelines.cli.show import print_figures
+from pipelines.local_run import local_services, new_run_id, run_pipeline
+
+_STEPS = ["sessions", "semantic_ids", "training", "evaluation", "gate", "release", "precompute"]
+
+
+def run(
+    logs: Logs = None,
+    items: Items = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the whole pipeline on this machine: logs to timelines, SIDs, weights, report, gate, release, slates.
+
+    Example: `rankgr run --preset kuairand --logs interactions.parquet --items items.parquet`
+    """
+    settings = _checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    if dry_run:
+        announce(settings, [f"run the step {name}" for name in _STEPS])
+        return
+    run_id = new_run_id()
+    with local_services(settings):
+        records = run_pipeline(settings, run_id=run_id, fresh=fresh)
+    print_figures(settings, records)
+
+
+def train(
+    logs: Logs = None,
+    items: Items = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do the steps up to the weights; finished ones are skipped.
+
+    Example: `rankgr train --config run.yaml --set training.epochs=3`
+    """
+    settings = _checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    if dry_run:
+        announce(settings, [f"run the step {name}" for name in _STEPS[:3]])
+        return
+    with local_services(settings, redis=False):
+        sys.stdout.write(f"{_trained(Run(settings, new_run_id(), fresh))['training'].uri}\n")
+
+
+def evaluate(
+    logs: Logs = None,
+    items: Items = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do the steps up to the report, print the figures against the baselines; finished steps are skipped.
+
+    Example: `rankgr evaluate --config run.yaml --set decoding.score=rsp`
+    """
+    from components.evaluation import job as evaluation_job
+
+    settings = _checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    if dry_run:
+        announce(settings, [f"run the step {name}" for name in _STEPS[:4]])
+        return
+    with local_services(settings, redis=False):
+        run = Run(settings, new_run_id(), fresh)
+        steps = _trained(run)
+        made = {name: steps[name].uri for name in ("sessions", "semantic_ids", "training")}
+        steps["evaluation"] = evaluation_job.step(run, **made)
+    print_figures(settings, steps)
+
+
+def precompute(
+    config: ConfigFile = None, preset: Preset = None, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False
+) -> None:
+    """Compute the champion's slates for all users of the last run and make them the active ones.
+
+    Example: `rankgr precompute --set slate_store.url=redis://localhost:6379/0`
+    """
+    from pipelines.local_run import latest_run
+
+    settings = settings_of(config, preset, overrides)
+    run_id, records = latest_run(settings.workspace)
+    if "release" not in records:
+        raise DataError("the last run released nothing", where=run_id, mend="see `rankgr report` for the gate's reasons")
+    if dry_run:
+        announce(settings, [f"publish the slates of {records['release'].metadata['version']}"])
+        return
+    with local_services(settings):
+        result = precompute_job.step(Run(settings, run_id, fresh), records["sessions"].uri, records["release"].uri)
+    sys.stdout.write(f"{result.metadata['users']} users, version {result.metadata['version']}\n")
+
+
+def compile_pipeline(
+    output: Path = typer.Option(Path("pipelines/compiled/training.yaml"), "--output", "-o", help="Where the YAML goes."),
+    dry_run: DryRun = False,
+) -> None:
+    """Compile the pipeline for a Kubeflow cluster.
+
+    Example: `rankgr compile -o training.yaml`
+    """
+    from kfp import compiler
+
+    from pipelines.training import training_pipeline
+
+    if dry_run:
+        sys.stdout.write(f"would write {output}\n")
+        return
+    with storage.storage_errors(str(output)):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(training_pipeline, str(output))
+    sys.stdout.write(f"{output}\n")
+
+
+def _checked(settings: Config) -> Config:
+    """Find what is wrong with the logs before anything is started."""
+    sessions_job.check_sources(settings.data)
+    return settings
+
+
+def _trained(run: Run) -> dict[str, StepResult]:
+    from components.semantic_ids import job as semantic_ids_job
+    from components.training import job as training_job
+
+    sessions = sessions_job.step(run)
+    sids = semantic_ids_job.step(run, sessions.uri)
+    return {"sessions": sessions, "semantic_ids": sids, "training": training_job.step(run, sessions.uri, sids.uri)}

@@ -1,0 +1,81 @@
+"""`rankgr serve` and `rankgr recommend`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from infra import storage
+from infra.config import Config
+from infra.errors import DataError
+from infra.tracking import Registry
+from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, announce, console, settings_of
+from pipelines.local_run import latest_run, local_services, redis_url
+
+
+def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Serve the champion's slates over HTTP until Ctrl-C.
+
+    Example: `rankgr serve --set serving.port=9000`, then `curl localhost:9000/v1/users/1/slate?k=5`
+    """
+    from serving.app import start
+
+    settings = settings_of(config, preset, overrides)
+    bundle = _champion(settings)
+    if dry_run:
+        announce(settings, [f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"])
+        return
+    version = (storage.open_committed(bundle)).digest[:12]
+    with local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
+        sys.stdout.write(f"serving on {url}, API at {url}/docs, Ctrl-C ends\n")
+        sys.stdout.flush()
+        signal.pause()
+
+
+def recommend(
+    user: Annotated[str, typer.Argument(metavar="USER", help="User id as in the logs.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many items.")] = 10,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Decode the champion's slate for a user of the last run, without any service.
+
+    Example: `rankgr recommend 42 -k 5`
+    """
+    settings = settings_of(config, preset, overrides)
+    bundle_uri = _champion(settings)
+    if dry_run:
+        announce(settings, [f"decode {k} items for user {user} with {bundle_uri}"])
+        return
+    import pyarrow.compute as pc
+
+    from components.precompute.job import history_of
+    from components.retriever.bundle import load_bundle
+
+    _, records = latest_run(settings.workspace)
+    timelines = storage.read_table(storage.join(records["sessions"].uri, "timelines"))
+    row = timelines.filter(pc.equal(timelines["user_id"], user)).to_pylist()
+    if not row:
+        raise DataError(f"user {user!r} is not in the logs", where=records["sessions"].uri, mend="check the id; ids are strings")
+    bundle = load_bundle(bundle_uri)
+    history = history_of(row[0]["items"], row[0]["levels"], bundle.config.retriever.history_min_level)
+    ranked = bundle.recommender().recommend([history], k, exclude_seen=bundle.config.decoding.exclude_seen)[0]
+    table = Table(title=f"user {user}, {len(history.items)} items of history, model {bundle.version}")
+    for column in ("rank", "item", "title", "score"):
+        table.add_column(column)
+    for place, (item, score) in enumerate(zip(ranked.items, ranked.scores, strict=True), 1):
+        table.add_row(str(place), bundle.item_ids[item], bundle.titles[item], f"{score:.3f}")
+    console.print(table)
+
+
+def _champion(settings: Config) -> str:
+    champion = Registry(settings.tracking, settings.workspace).champion()
+    if champion is None:
+        raise DataError("there is no champion yet", where=settings.workspace, mend="rankgr quickstart, or rankgr run")
+    return champion.bundle_uri

@@ -1,0 +1,110 @@
+"""The pipeline on this machine: `kfp.local` as the engine, embedded services, nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import UTC, datetime
+
+from infra import storage
+from infra.cluster import ray_session
+from infra.config import Config
+from infra.errors import RankGRError
+from infra.kfp_run import raise_saved_error
+from infra.local import no_process_left, valkey
+from infra.logs import get_logger
+from infra.steps import StepResult, run_records
+
+_LATEST = "latest.json"
+REDIS_URL = "RANKGR_REDIS_URL"
+
+
+@contextmanager
+def local_services(config: Config, *, redis: bool = True) -> Iterator[None]:
+    """Ray and, unless one is configured, a Valkey in the workspace; child processes find both in the environment."""
+    with ExitStack() as stack:
+        stack.enter_context(no_process_left())
+        if redis and not (config.slate_store.url or os.environ.get(REDIS_URL)):
+            url = stack.enter_context(valkey(storage.join(config.workspace, "valkey")))
+            os.environ[REDIS_URL] = url
+            stack.callback(os.environ.pop, REDIS_URL, None)
+        stack.enter_context(ray_session(config.cluster))
+        yield
+
+
+def redis_url(config: Config) -> str:
+    """Where the slates are."""
+    return config.slate_store.url or os.environ.get(REDIS_URL, "")
+
+
+def new_run_id() -> str:
+    """Names a run by the time of its start."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+
+
+def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepResult]:
+    """Run the training pipeline with `kfp.local`, each step a process of its own.
+
+    Needs `local_services`.
+
+    Returns:
+        the steps that ran or were skipped; without `release` where the gate refused.
+
+    Raises:
+        RankGRError: the error of the step that failed.
+    """
+    from kfp import local
+
+    from pipelines.training import training_pipeline
+
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=os.path.join(_scratch(config), "kfp"), raise_on_error=True)
+    start = time.monotonic()
+    try:
+        with redirect_stdout(_StepLines()):
+            training_pipeline(config=config.to_json(), run_id=run_id, fresh=fresh)
+    except RuntimeError as error:
+        raise_saved_error(config.workspace, run_id)
+        raise RankGRError(f"the pipeline failed: {error}", mend="see the log above; run again to go on") from error
+    get_logger("pipeline").info("pipeline finished", seconds=round(time.monotonic() - start, 1), run=run_id)
+    storage.write_json(storage.join(config.workspace, "runs", _LATEST), {"run_id": run_id})
+    return run_records(config.workspace, run_id)
+
+
+def latest_run(workspace: str) -> tuple[str, dict[str, StepResult]]:
+    """Id and steps of the last finished run.
+
+    Raises:
+        RankGRError: there is none.
+    """
+    uri = storage.join(workspace, "runs", _LATEST)
+    if not storage.exists(uri):
+        raise RankGRError("no run has finished in this workspace", where=workspace, mend="rankgr quickstart, or rankgr run")
+    run_id = str(storage.read_json(uri)["run_id"])
+    return run_id, run_records(workspace, run_id)
+
+
+def _scratch(config: Config) -> str:
+    """A local folder for kfp's own files, which are small."""
+    return config.workspace if storage.is_local(config.workspace) else ".rankgr"
+
+
+class _StepLines(io.TextIOBase):
+    """Passes the steps' own lines to standard error and drops the frames that kfp draws around them."""
+
+    _NOISE = re.compile(r"^\s*(\[KFP Executor|\d\d:\d\d:\d\d\.\d{3} - INFO - |$)")
+
+    def __init__(self) -> None:
+        self._pending = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._pending = (self._pending + text).split("\n")
+        for line in lines:
+            if not self._NOISE.match(line):
+                sys.stderr.write(line.removeprefix("    ") + "\n")
+        sys.stderr.flush()
+        return len(text)

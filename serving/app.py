@@ -1,0 +1,142 @@
+"""The serving application on Ray Serve: one ingress that reads slates, and model replicas that make fresh ones."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from components.precompute.job import Loader, load_bundle
+from infra.cluster import quiet_ray
+from infra.config import Config
+from infra.errors import ConfigError, ServiceError
+from infra.local import free_port, require_port
+from infra.logs import get_logger
+from serving.ingress import Ingress
+from serving.precompute import Precompute
+
+APP = "rankgr"
+_READY_S = 180.0
+_REPLICA_CPUS = 0.1  # logical: replicas sleep most of the time and must fit beside a pipeline
+
+
+def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version: str = "", loader: Loader = load_bundle) -> Any:
+    """The Ray Serve application.
+
+    Args:
+        config: `serving`, `decoding`, `retriever` and `slate_store` are used.
+        bundle_uri: the served bundle; None: slates and the fallback come from the store alone, and none are computed.
+        redis_url: the slate store.
+        version: the bundle's version, shown with the fallback in memory.
+        loader: how a model replica loads the bundle.
+    """
+    from ray import serve
+
+    settings, config_json = config.serving, config.to_json()
+    options = {"num_cpus": _REPLICA_CPUS}
+    model = None
+    if bundle_uri is not None:
+        model = serve.deployment(
+            Precompute,
+            name="Precompute",
+            ray_actor_options=options,
+            max_ongoing_requests=4 * config.decoding.users_per_batch,
+            autoscaling_config={
+                "min_replicas": settings.precompute_min_replicas,
+                "max_replicas": max(settings.precompute_min_replicas, settings.precompute_max_replicas),
+                "target_ongoing_requests": 2 * config.decoding.users_per_batch,
+            },
+        ).bind(config_json, bundle_uri, redis_url, loader)
+    return serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        num_replicas=settings.retrieval_replicas,
+        ray_actor_options=options,
+        max_ongoing_requests=1000,
+    ).bind(config_json, bundle_uri, redis_url, version, model)
+
+
+@contextmanager
+def start(config: Config, bundle_uri: str | None, redis_url: str, *, version: str = "", loader: Loader = load_bundle) -> Iterator[str]:
+    """Run the application on the Ray cluster of this process; yields its base URL once it answers.
+
+    Raises:
+        ConfigError: the host is not the loopback interface and `serving.allow_remote` is not set.
+        ServiceError: the port is taken, or the application does not become ready.
+    """
+    from ray import serve
+
+    host, port = config.serving.host, config.serving.port
+    _check_host(config)
+    if port:
+        require_port(host, port, setting="serving.port")
+    port = port or free_port(host)
+    quiet_ray()
+    logging = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging)
+    try:
+        app = build_app(config, bundle_uri, redis_url, version=version, loader=loader)
+        serve.run_many(
+            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=logging)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        url = f"http://{_reachable(host)}:{port}"
+        _wait_until_ready(url)
+        get_logger("serving").info("answering", url=url, docs=f"{url}/docs")
+        yield url
+    finally:
+        serve.shutdown()
+
+
+def _wait_until_ready(url: str) -> None:
+    from ray import serve
+
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        app = serve.status().applications[APP]
+        if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [one.message for one in app.deployments.values() if one.message] or [app.message]
+            raise ServiceError(
+                f"the application does not start: {' '.join(reasons)}", where=url, mend="see the message; the bundle may be damaged"
+            )
+        if app.status == "RUNNING":
+            try:
+                if httpx.get(f"{url}/healthz", timeout=1.0).is_success:
+                    return
+            except httpx.TransportError:
+                pass  # the proxy is still coming up
+        time.sleep(0.1)
+    raise ServiceError(
+        f"the application is not ready after {_READY_S:.0f} s", where=url, mend="free CPU slots of the cluster (cluster.cpus)"
+    )
+
+
+def _check_host(config: Config) -> None:
+    host = config.serving.host
+    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+        return
+    if not config.serving.allow_remote:
+        raise ConfigError(
+            f"serving.host {host!r} opens the service to other machines, and requests carry no token yet",
+            where="serving.host",
+            mend="serve on 127.0.0.1 behind a gateway, or --set serving.allow_remote=true",
+        )
+    get_logger("serving").warning("open to other machines without a token: anyone who reaches the port can ask", host=host)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _reachable(host: str) -> str:
+    """The address under which this machine reaches a server bound to `host`."""
+    return "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - compared, not bound

@@ -1,0 +1,40 @@
+"""What tests share: one real Valkey and one local Ray for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from infra.cluster import ray_session
+from infra.config import ClusterConfig
+from infra.local import no_process_left
+from infra.local import valkey as run_valkey
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    with no_process_left():
+        yield
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with run_valkey(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture
+def valkey(valkey_server: str) -> Iterator[str]:
+    """URL of a real Valkey, empty at the start of each test."""
+    yield valkey_server
+    with redis.Redis.from_url(valkey_server) as client:
+        client.flushall()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of a local Ray cluster; this process is connected to it."""
+    with ray_session(ClusterConfig(cpus=4)) as address:
+        yield address

@@ -1,0 +1,174 @@
+"""The HTTP face over a real Valkey, without Ray: slates, fallbacks, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.catalogue import Catalogue
+from infra.errors import ServiceError
+from infra.local import free_port
+from infra.slate_store import AsyncSlateReader, Slate, SlateStore, UserHistory
+from serving.ingress import MAX_BATCH, create_api
+from serving.retrieval import Retrieval
+from tests.fakes import item_id, write_bundle
+
+SLATE_SIZE = 10
+Story = Callable[[httpx.AsyncClient], Awaitable[None]]
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    return Catalogue(write_bundle(tmp_path))
+
+
+def tell(url: str, catalogue: Catalogue | None, story: Story, **options: Any) -> None:
+    async def run() -> None:
+        async with AsyncSlateReader(url) as reader:
+            retrieval = Retrieval(reader, catalogue, slate_size=SLATE_SIZE, version="memory")
+            api = create_api(retrieval, slate_size=SLATE_SIZE, **options)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+                await story(client)
+
+    asyncio.run(run())
+
+
+def publish(url: str, version: str, *users: str) -> None:
+    now = time.time_ns() // 1_000_000 - 5000
+    with SlateStore(url) as store:
+        slates = [Slate(user, tuple(map(item_id, range(SLATE_SIZE))), tuple(range(SLATE_SIZE, 0, -1)), version, now) for user in users]
+        store.publish(version, slates)
+        store.publish_fallback(version, Slate("", (item_id(7),), (0.5,), version, now))
+        store.publish_histories([UserHistory("ann", (item_id(1), "gone"), (3, 2))])
+        store.complete(version, users=len(users))
+        store.activate(version)
+
+
+def test_a_user_gets_the_slate_that_was_computed(valkey: str, catalogue: Catalogue) -> None:
+    publish(valkey, "v1", "ann", "a/b c")
+    seen: list[str] = []
+
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = (await client.get("/v1/users/ann/slate", params={"k": 2})).json()
+        assert answer["items"] == [
+            {"item_id": "item-00", "title": "Title 0", "score": 10.0},
+            {"item_id": "item-01", "title": "Title 1", "score": 9.0},
+        ]
+        assert (answer["user_id"], answer["model_version"], answer["source"]) == ("ann", "v1", "slate")
+        assert 5 <= answer["age_s"] < 60
+        assert (await client.get("/v1/users/a%2Fb%20c/slate")).json()["source"] == "slate"
+
+        history = (await client.get("/v1/users/ann/history")).json()
+        assert history["events"] == [
+            {"item_id": "item-01", "title": "Title 1", "level": 3},
+            {"item_id": "gone", "title": "", "level": 2},
+        ]
+        assert (await client.get("/v1/users/nobody/history")).json()["events"] == []
+        assert (await client.get("/v1/items/item-03")).json()["title"] == "Title 3"
+        assert (await client.get("/readyz")).json() == {"status": "ready", "model_version": "v1"}
+        assert (await client.get("/healthz")).status_code == 200
+
+    tell(valkey, catalogue, story, observe=lambda source, seconds: seen.append(source))
+    assert seen == ["slate", "slate"]
+
+
+def test_strangers_get_popular_items(valkey: str, catalogue: Catalogue) -> None:
+    publish(valkey, "v1", "ann")
+
+    async def story(client: httpx.AsyncClient) -> None:
+        answers = (await client.post("/v1/slates:batch", json={"user_ids": ["ann", "eve", "ann"], "k": 3})).json()["slates"]
+        assert [(answer["user_id"], answer["source"]) for answer in answers] == [("ann", "slate"), ("eve", "fallback"), ("ann", "slate")]
+        assert [item["item_id"] for item in answers[1]["items"]] == ["item-07"]
+
+    tell(valkey, catalogue, story)
+
+
+def test_before_anything_is_published_popular_items_come_from_memory(valkey: str, catalogue: Catalogue) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = (await client.get("/v1/users/ann/slate", params={"k": 2})).json()
+        assert (answer["source"], answer["model_version"]) == ("fallback", "memory")
+        assert [item["item_id"] for item in answer["items"]] == ["item-29", "item-28"]
+        ready = await client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json() == {"what": "no slates are active", "mend": "run `rankgr precompute`"}
+
+    tell(valkey, catalogue, story)
+
+
+def test_redis_down_is_answered_from_memory_and_soon_tried_again(catalogue: Catalogue) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        for _ in range(20):
+            answer = await client.get("/v1/users/ann/slate")
+            assert answer.status_code == 200
+            assert answer.json()["source"] == "fallback"
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/healthz")).status_code == 200
+        history = await client.get("/v1/users/ann/history")
+        assert history.status_code == 503
+        assert history.json()["what"] == "Redis does not answer"
+        assert "127.0.0.1" not in history.text
+
+    start = time.monotonic()
+    tell(f"redis://127.0.0.1:{free_port()}", catalogue, story)
+    assert time.monotonic() - start < 5, "a dead Redis was asked for every request"
+
+
+def test_without_redis_and_catalogue_there_is_an_error() -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.get("/v1/users/ann/slate")
+        assert answer.status_code == 503
+        assert set(answer.json()) == {"what", "mend"}
+        assert (await client.get("/v1/items/item-03")).status_code == 404
+
+    tell(f"redis://127.0.0.1:{free_port()}", None, story)
+
+
+def test_bad_input_is_refused_with_a_way_out(valkey: str, catalogue: Catalogue) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        refused = [
+            await client.get("/v1/users/ann/slate", params={"k": 0}),
+            await client.get("/v1/users/ann/slate", params={"k": SLATE_SIZE + 1}),
+            await client.get("/v1/users/ann/slate", params={"k": "many"}),
+            await client.get(f"/v1/users/{'x' * 2000}/slate"),
+            await client.post("/v1/slates:batch", json={"user_ids": []}),
+            await client.post("/v1/slates:batch", json={"user_ids": ["u"] * (MAX_BATCH + 1)}),
+            await client.post("/v1/slates:batch", json={"user_ids": [""]}),
+            await client.post("/v1/slates:batch", json={"user_ids": ["u"], "kk": 3}),
+            await client.post("/v1/slates:batch", content=b"{"),
+            await client.post("/v1/requests", json={"user_id": "u", "events": [{"item_id": "i", "level": 9}]}),
+        ]
+        for answer in refused:
+            assert answer.status_code == 422, answer.text
+            assert {"what", "mend"} <= set(answer.json())
+        largest = await client.post("/v1/slates:batch", json={"user_ids": ["u"] * MAX_BATCH, "k": 99})
+        assert largest.status_code == 200
+
+    tell(valkey, catalogue, story)
+
+
+def test_an_early_request_is_accepted_and_handed_on(valkey: str, catalogue: Catalogue) -> None:
+    handed: list[tuple[str, list[tuple[str, int]]]] = []
+
+    async def trigger(user_id: str, events: list[tuple[str, int]]) -> None:
+        if user_id == "busy":
+            raise ServiceError("too many slates are being computed", mend="try again later")
+        handed.append((user_id, events))
+
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/requests", json={"user_id": "ann", "events": [{"item_id": "item-01", "level": 3}]})
+        assert answer.status_code == 202
+        assert (await client.post("/v1/requests", json={"user_id": "busy"})).status_code == 503
+
+    tell(valkey, catalogue, story, trigger=trigger)
+    assert handed == [("ann", [("item-01", 3)])]
+
+    async def without_model(client: httpx.AsyncClient) -> None:
+        assert (await client.post("/v1/requests", json={"user_id": "ann"})).status_code == 503
+
+    tell(valkey, catalogue, without_model)
