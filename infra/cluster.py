@@ -220,10 +220,17 @@ def _require_listener(address: str) -> None:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The error that a Ray task raised, out of the wrappers that Ray puts around it."""
-    seen: Any = error
-    while seen is not None:
-        if isinstance(seen, RankGRError):
+    """The error of ours that a Ray task or a Ray Train worker raised, out of the wrappers that Ray puts around it.
+
+    Returns:
+        `error` itself where none of ours is behind it.
+    """
+    pending: list[Any] = [error]
+    while pending:
+        seen = pending.pop(0)
+        # Ray's wrapper of an error is of the error's type too, with a traceback for a message.
+        if isinstance(seen, RankGRError) and getattr(seen, "cause", None) is None:
             return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+        inner = (getattr(seen, "cause", None), getattr(seen, "_base_exc", None), seen.__cause__)
+        pending += [e for e in (*inner, *getattr(seen, "worker_failures", {}).values()) if e is not None]
     return error

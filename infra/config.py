@@ -6,12 +6,13 @@ nearest known one; `rankgr config schema` prints the whole schema.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from infra.errors import ConfigError
 
 PRESETS = ("tiny", "small", "kuairand", "paper")
+
+
+FeedbackLevel = Annotated[int, Field(ge=1, le=4)]
 
 
 class Section(BaseModel):
@@ -53,7 +57,7 @@ class DataConfig(Section):
     items: str = ""
     """URI of the catalogue; empty: items are known by their ids alone."""
     columns: Columns = Columns()
-    level_rules: dict[int, list[str]] = {}
+    level_rules: dict[FeedbackLevel, list[str]] = {}
     """Level -> columns of which one being truthy gives that level, highest first; no rule holds: `default_level`."""
     default_level: int = Field(2, ge=1, le=4)
     timestamp_unit: Literal["ms", "s", "us"] = "ms"
@@ -137,7 +141,7 @@ class RetrieverConfig(Section):
 class LossConfig(Section):
     """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 17)."""
 
-    ntp_level_weights: dict[int, float] = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
+    ntp_level_weights: dict[FeedbackLevel, Annotated[float, Field(ge=0)]] = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}
     """Weight of a target's NTP loss by its feedback level (Eq. 10 is all ones)."""
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(1.0, gt=0)
@@ -185,7 +189,7 @@ class EvaluationConfig(Section):
     """Full ranking of the catalogue, the same protocol for every method."""
 
     ks: list[int] = [5, 10, 20]
-    truths: dict[str, int] = {"positive": 3}
+    truths: dict[str, FeedbackLevel] = {"positive": 3}
     """Name -> lowest level of an event that counts as a hit (KuaiRand: click 3, pv 2)."""
     max_users: int | None = None
     """Judge a random sample of this many users; null judges all."""
@@ -284,6 +288,26 @@ class Config(Section):
                 raise ValueError(f"{name} must be positive")
         return self
 
+    @model_validator(mode="after")
+    def _absolute_paths(self) -> Self:
+        # Steps and Ray workers run in other folders than the command.
+        object.__setattr__(self, "workspace", _absolute(self.workspace))
+        files = {name: _absolute(getattr(self.data, name)) for name in ("logs", "items")}
+        object.__setattr__(self, "data", self.data.model_copy(update=files))
+        return self
+
+    @model_validator(mode="after")
+    def _rank_head_was_trained_on_what_it_scores(self) -> Self:
+        trained, scored = self.training.loss.train_lambdas, self.decoding.lambdas
+        if self.decoding.score != "iap" and any(s > t for s, t in zip(scored, trained, strict=True)):
+            raise ValueError(
+                f"decoding.lambdas {scored} exceed training.loss.train_lambdas {trained}: the rank head would score codewords of ranks "
+                "that it was never trained on; lower the first, raise the second, or set decoding.score=iap"
+            )
+        if self.decoding.score != "iap" and self.training.loss.rsp_weight == 0:
+            raise ValueError("training.loss.rsp_weight is 0, so no rank head is trained: set decoding.score=iap")
+        return self
+
     def to_json(self) -> str:
         """The whole configuration as canonical JSON, the form that travels between steps."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
@@ -292,6 +316,10 @@ class Config(Section):
     def from_json(cls, text: str) -> Config:
         """Inverse of `to_json`."""
         return _validate(json.loads(text))
+
+
+def _absolute(path: str) -> str:
+    return path if not path or "://" in path else str(Path(path).resolve())
 
 
 def load_config(
@@ -355,14 +383,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+def _merge(into: dict[str, Any], new: Mapping[str, Any], section: type[BaseModel] = Config) -> None:
+    """Lay `new` over `into`: sections are merged, every other value is replaced, mappings (level weights, rules) too."""
     for key, value in new.items():
-        # A mapping with integer keys is a value (level weights, rules), not a section: it replaces the old one.
-        is_section = isinstance(value, Mapping) and all(isinstance(k, str) for k in value) and key not in ("truths",)
-        if is_section and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        inner = _section_of(section, key)
+        if inner and isinstance(value, Mapping):
+            nested = into.get(key)
+            into[key] = nested = nested if isinstance(nested, dict) else {}
+            _merge(nested, value, inner)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = copy.deepcopy(value)
+
+
+def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    field = section.model_fields.get(key)
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _assign(into: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -377,10 +413,10 @@ def _assign(into: dict[str, Any], keys: list[str], value: Any) -> None:
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """All dotted keys of the schema."""
     keys: list[str] = []
-    for name, field in model.model_fields.items():
+    for name in model.model_fields:
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        if inner := _section_of(model, name):
+            keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
 

@@ -68,3 +68,13 @@ class TrainingError(RankGRError):
 
 def _rebuild(kind: type[RankGRError], what: str, where: str, mend: str) -> RankGRError:
     return kind(what, where=where, mend=mend)
+
+
+def describe(error: RankGRError) -> dict[str, str]:
+    """An error as strings, for JSON."""
+    return {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
+
+
+def raise_described(saved: dict[str, str]) -> None:
+    """Raise the error that `describe` put down."""
+    raise globals()[saved["kind"]](saved["what"], where=saved["where"], mend=saved["mend"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from infra import errors, storage
 from infra.config import Config
@@ -32,12 +32,14 @@ def step_process(config: str, run_id: str, fresh: bool) -> Iterator[Run]:
     except errors.ConfigError as error:
         get_logger("pipeline").error(str(error))
         sys.exit(error.exit_code)
+    error_uri = storage.join(settings.workspace, "runs", run_id, _ERROR)
     try:
+        storage.remove(error_uri)  # of an earlier attempt
         yield Run(settings, run_id, fresh)
     except errors.RankGRError as error:
         get_logger("pipeline").error(str(error))
-        saved = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
-        storage.write_json(storage.join(settings.workspace, "runs", run_id, _ERROR), saved)
+        with suppress(errors.StorageError):  # the storage may be what failed
+            storage.write_json(error_uri, errors.describe(error))
         sys.exit(error.exit_code)
 
 
@@ -45,6 +47,4 @@ def raise_saved_error(workspace: str, run_id: str) -> None:
     """Raise the error that a step of a run left behind, if any."""
     uri = storage.join(workspace, "runs", run_id, _ERROR)
     if storage.exists(uri):
-        saved = storage.read_json(uri)
-        kind = getattr(errors, saved.pop("kind"))
-        raise kind(saved["what"], where=saved["where"], mend=saved["mend"])
+        errors.raise_described(storage.read_json(uri))

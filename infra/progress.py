@@ -51,7 +51,9 @@ def _watch(counter: Any, stop: threading.Event, step: str, unit: str) -> None:
     import ray
 
     meter: ProgressMeter | None = None
-    while not stop.wait(_POLL_S):
+    ends = False
+    while not ends:
+        ends = stop.wait(_POLL_S)  # and once more at the end
         try:
             done, total, figures = ray.get(counter.get.remote(), timeout=10)
         except ray.exceptions.RayError:

@@ -20,6 +20,7 @@ from infra.errors import RankGRError
 from infra.logs import configure_logs, get_logger
 
 _ROOT = Path(__file__).resolve().parent.parent
+_RECORDED = "recorded_at_ns"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def run_step(
     else:
         result = StepResult(name, uri, True, float(done.metadata["seconds"]), done.metadata)
         log.info("skipped: finished before with the same inputs, settings and code", took=f"{result.seconds}s", output=uri)
-    storage.write_json(_record(run.config.workspace, run.run_id, name), asdict(result))
+    storage.write_json(_record(run.config.workspace, run.run_id, name), {**asdict(result), _RECORDED: time.time_ns()})
     return result
 
 
@@ -122,8 +123,9 @@ def run_records(workspace: str, run_id: str) -> dict[str, StepResult]:
     folder = storage.join(workspace, "runs", run_id)
     if not storage.exists(folder):
         return {}
-    records = [StepResult(**storage.read_json(storage.join(folder, name))) for name in storage.list_files(folder, ".step.json")]
-    return {record.name: record for record in records}
+    saved = [storage.read_json(storage.join(folder, name)) for name in storage.list_files(folder, ".step.json")]
+    saved.sort(key=lambda record: int(record.pop(_RECORDED)))
+    return {record["name"]: StepResult(**record) for record in saved}
 
 
 def _record(workspace: str, run_id: str, name: str) -> str:

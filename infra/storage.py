@@ -6,11 +6,13 @@ A writer fills a folder and calls `commit`, which hashes every file and writes `
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -28,6 +30,7 @@ from infra.errors import IntegrityError, StorageError
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
+_ASIDE = ".aside-"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     S3 takes endpoint and credentials from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
     """
     with storage_errors(uri):
-        fs, path = fsspec.core.url_to_fs(uri)
+        try:
+            fs, path = fsspec.core.url_to_fs(uri)
+        except ValueError as error:
+            raise StorageError(f"no such kind of storage: {error}", where=uri, mend="use a local path or s3://") from error
     return fs, path
 
 
@@ -104,7 +110,8 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     fs, path = filesystem(uri)
     with storage_errors(uri):
         found = fs.find(path)
-    return sorted(os.path.relpath(f, path) for f in found if f.endswith(suffix))
+    relative = (os.path.relpath(f, path) for f in found if f.endswith(suffix))
+    return sorted(name for name in relative if not os.path.basename(name).startswith(_ASIDE))  # of a writer that was killed
 
 
 def read_bytes(uri: str) -> bytes:
@@ -121,22 +128,31 @@ def write_bytes(uri: str, data: bytes) -> None:
         if not is_local(uri):
             fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".aside-")
+        folder = os.path.dirname(path) or "."
+        os.makedirs(folder, exist_ok=True)
+        aside = os.path.join(folder, f"{_ASIDE}{secrets.token_hex(8)}")
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with open(aside, "xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(aside, path)
         except BaseException:
-            os.unlink(aside)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(aside)
             raise
 
 
 def read_json(uri: str) -> Any:
-    """A JSON file."""
-    return json.loads(read_bytes(uri))
+    """A JSON file.
+
+    Raises:
+        IntegrityError: it holds no JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise IntegrityError(f"not a readable JSON file: {error}", where=uri, mend="run the step again with --fresh") from error
 
 
 def write_json(uri: str, value: object) -> None:
@@ -148,13 +164,18 @@ def read_table(uri: str) -> pa.Table:
     """A Parquet file, or all Parquet files of a folder in the order of their names."""
     fs, path = filesystem(uri)
     with storage_errors(uri):
-        names = sorted(fs.glob(f"{path}/*.parquet")) if fs.isdir(path) else [path]
+        names = sorted(name for name in fs.ls(path, detail=False) if name.endswith(".parquet")) if fs.isdir(path) else [path]
         if not names:
             raise FileNotFoundError(errno.ENOENT, "no Parquet file", uri)
-        try:
-            return pa.concat_tables([pq.read_table(io.BytesIO(fs.cat_file(name))) for name in names])
-        except pa.ArrowInvalid as error:
-            raise IntegrityError(f"not a readable Parquet file: {error}", where=uri, mend="write the file again") from error
+        return pa.concat_tables([_parse_parquet(fs.cat_file(name), name) for name in names])
+
+
+def _parse_parquet(content: bytes, name: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        first_line = str(error).splitlines()[0]
+        raise IntegrityError(f"not a readable Parquet file: {first_line}", where=name, mend="write the file again") from error
 
 
 def write_table(table: pa.Table, uri: str) -> None:
@@ -176,7 +197,7 @@ def commit(uri: str, metadata: Mapping[str, Any] | None = None) -> Manifest:
     """Hash every file of a folder and write its manifest, which makes the folder count.
 
     Raises:
-        StorageError: the folder is missing or not writable.
+        StorageError: the folder is not writable.
     """
     files = {name: _sha256(join(uri, name)) for name in list_files(uri) if name != MANIFEST}
     manifest = Manifest(files, dict(metadata or {}), time.time())

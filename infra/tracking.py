@@ -17,6 +17,7 @@ from infra.local import mlflow_uri
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model, no such alias
 _BUNDLE, _EVALUATION = "bundle_uri", "evaluation"
 
 
@@ -49,27 +50,34 @@ class Registry:
         self.config = config
         self.uri = config.uri or mlflow_uri(workspace)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 last four minutes
         logging.getLogger("alembic").setLevel(logging.WARNING)
         try:
             from mlflow import MlflowClient
 
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            self.client.search_experiments(max_results=1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its database layer warns about itself
+                self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                self.client.search_experiments(max_results=1)
         except Exception as error:
-            raise ServiceError(
-                f"MLflow cannot be reached: {str(error).splitlines()[0]}", where=self.uri, mend="check tracking.uri"
-            ) from error
+            raise _unreachable(self.uri, error) from error
 
     def champion(self) -> Registered | None:
-        """The version with the alias `champion`, if there is one."""
+        """The version with the alias `champion`, if there is one.
+
+        Raises:
+            ServiceError: MLflow did not answer. A gate that took that for "no champion" would let anything through.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             version = self.client.get_model_version_by_alias(self.config.model_name, CHAMPION)
-        except MlflowException:
-            return None
+        except MlflowException as error:
+            if error.error_code in _NOT_THERE:
+                return None
+            raise _unreachable(self.uri, error) from error
         uri = version.tags.get(_BUNDLE, "")
         manifest = storage.read_manifest(uri) if uri else None
         report = manifest.metadata.get("report", {}) if manifest else {}
@@ -119,3 +127,8 @@ class Registry:
         if self.uri.startswith("sqlite:///"):
             artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         return str(self.client.create_experiment(self.config.experiment, artifact_location=artifacts))
+
+
+def _unreachable(uri: str, error: Exception) -> ServiceError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return ServiceError(f"MLflow cannot be reached: {first_line}", where=uri, mend="check tracking.uri")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import sys
@@ -63,6 +64,8 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
     from pipelines.training import training_pipeline
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=os.path.join(_scratch(config), "kfp"), raise_on_error=True)
+    # A task that a condition leaves out makes kfp warn on the root logger, which would print without a handler.
+    logging.getLogger().addHandler(logging.NullHandler())
     start = time.monotonic()
     try:
         with redirect_stdout(_StepLines()):
@@ -94,17 +97,20 @@ def _scratch(config: Config) -> str:
 
 
 class _StepLines(io.TextIOBase):
-    """Passes the steps' own lines to standard error and drops the frames that kfp draws around them."""
+    """Passes on what the steps log, with tracebacks, and drops what kfp prints around it."""
 
-    _NOISE = re.compile(r"^\s*(\[KFP Executor|\d\d:\d\d:\d\d\.\d{3} - INFO - |$)")
+    _OURS = re.compile(r"^\s{0,4}(\d\d:\d\d:\d\d \[|\{\"|Traceback)")
+    _THEIRS = re.compile(r"^\s{0,4}(\[KFP|\d\d:\d\d:\d\d\.\d{3} - |\{$|Output: |Input|$)")
 
     def __init__(self) -> None:
-        self._pending = ""
+        self._pending, self._passing = "", False
 
     def write(self, text: str) -> int:
         *lines, self._pending = (self._pending + text).split("\n")
         for line in lines:
-            if not self._NOISE.match(line):
+            # An error or a traceback goes on over further lines, until someone else speaks.
+            self._passing = bool(self._OURS.match(line)) or (self._passing and not self._THEIRS.match(line))
+            if self._passing:
                 sys.stderr.write(line.removeprefix("    ") + "\n")
         sys.stderr.flush()
         return len(text)

@@ -32,6 +32,7 @@ def training_pipeline(config: str, run_id: str = "manual", fresh: bool = False) 
     made = {"sessions": sessions.outputs["Output"], "semantic_ids": sids.outputs["Output"], "training": weights.outputs["Output"]}
     report = _task(evaluate_retriever(**run, **made))
     gate = _task(decide_promotion(**run, semantic_ids=made["semantic_ids"], training=made["training"], evaluation=report.outputs["Output"]))
-    with dsl.If(gate.outputs["promoted"] == True, name="promoted"):  # noqa: E712 - an expression of the DSL
+    # The local runner resolves conditions on an output of the name "Output" only, so the decision is the gate's sole value.
+    with dsl.If(gate.outputs["Output"] == True, name="promoted"):  # noqa: E712 - an expression of the DSL
         release = _task(release_bundle(**run, **made, evaluation=report.outputs["Output"]))
         _task(precompute_slates(**run, sessions=made["sessions"], release=release.output))

@@ -1,7 +1,5 @@
 """KFP faces of the steps `evaluation` and `gate`."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 
 from infra.image import IMAGE
@@ -26,10 +24,9 @@ def evaluate_retriever(
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def decide_promotion(
     config: str, run_id: str, fresh: bool, semantic_ids: str, training: str, evaluation: str, report: dsl.Output[dsl.HTML]
-) -> NamedTuple("outputs", [("folder", str), ("promoted", bool)]):  # type: ignore[valid-type]
-    """Report, champion and policy to a decision with reasons; shows the report of the run."""
+) -> bool:
+    """Report, champion and policy to a decision: may the model become champion? Shows the report of the run."""
     from pathlib import Path
-    from typing import NamedTuple
 
     from components.evaluation.job import PAGE, gate_step
     from infra import storage
@@ -38,5 +35,4 @@ def decide_promotion(
     with step_process(config, run_id, fresh) as run:
         result = gate_step(run, semantic_ids, training, evaluation)
     Path(report.path).write_bytes(storage.read_bytes(storage.join(result.uri, PAGE)))
-    outputs = NamedTuple("outputs", [("folder", str), ("promoted", bool)])
-    return outputs(result.uri, bool(result.metadata["promoted"]))
+    return bool(result.metadata["promoted"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from infra.config import RetrieverConfig
 from infra.errors import ServiceError
 
 
-def build_backbone(config: RetrieverConfig, *, n_codewords: int, pretrained: bool = True) -> tuple[nn.Module, int]:
-    """The backbone and the token id of its first codeword.
+def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: str | None = None) -> tuple[nn.Module, int, str]:
+    """The backbone, the token id of its first codeword, and its architecture.
 
     The codewords of all levels follow one another in the vocabulary; the id before the first one is [BOS].
 
     Args:
         config: `backbone` is `tiny`, a Hugging Face name, a folder or an s3:// folder.
         n_codewords: M x K.
-        pretrained: load weights; False builds the architecture alone, to be filled from a bundle.
+        architecture: what an earlier call returned: the backbone is built from it, with fresh weights and without its
+            folder. None loads the folder's weights.
 
     Raises:
         ServiceError: the model cannot be loaded.
@@ -43,22 +45,28 @@ def build_backbone(config: RetrieverConfig, *, n_codewords: int, pretrained: boo
             )
         )
         _add_residual_dropout(model, config.dropout)
-        return model, 1
+        return model, 1, ""
+    if architecture is not None:
+        backbone_config = AutoConfig.for_model(**json.loads(architecture))
+        model = AutoModel.from_config(backbone_config, attn_implementation="sdpa", dtype=torch.float32)
+    else:
+        model = _load_pretrained(config.backbone)
+        architecture = model.config.to_json_string()
+    first = 1 + int(model.get_input_embeddings().num_embeddings)
+    model.resize_token_embeddings(first + n_codewords, mean_resizing=True)
+    return model, first, architecture
+
+
+def _load_pretrained(name: str) -> Any:
     try:
-        with storage.local_copy(config.backbone) if "://" in config.backbone else _as_is(config.backbone) as source:
-            if pretrained:
-                model = AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32)
-            else:
-                model = AutoModel.from_config(AutoConfig.from_pretrained(source), attn_implementation="sdpa")
+        with storage.local_copy(name) if "://" in name else _as_is(name) as source:
+            return AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ServiceError(
             f"the backbone cannot be loaded: {str(error).splitlines()[0]}",
-            where=f"retriever.backbone={config.backbone}",
+            where=f"retriever.backbone={name}",
             mend="give the folder of a Hugging Face decoder, its s3:// URI, or a name while online",
         ) from error
-    first = 1 + int(model.get_input_embeddings().num_embeddings)
-    model.resize_token_embeddings(first + n_codewords, mean_resizing=True)
-    return model, first
 
 
 class _as_is:  # noqa: N801 - reads like storage.local_copy beside it

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from components.retriever.model import Retriever
+from components.retriever.model import Retriever, architecture_of
 from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.trie import Trie, build_trie
 from infra import records as r
@@ -113,8 +114,17 @@ def restore_model(config: Config, codes_NM: npt.NDArray[np.integer], weights: Ma
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:
         raise IntegrityError(f"weights hold NaN or infinity: {', '.join(broken[:3])}", where=WEIGHTS, mend="train again with a lower rate")
+    architecture = architecture_of(weights)
+    if (architecture is None) != (config.retriever.backbone == "tiny"):
+        raise IntegrityError(
+            "weights and configuration do not match: another kind of backbone", where=WEIGHTS, mend="keep the bundle's config"
+        )
     model = Retriever(
-        config.retriever, codes_NM, n_codes=config.semantic_ids.codes, positive_level=config.split.positive_level, pretrained=False
+        config.retriever,
+        codes_NM,
+        n_codes=config.semantic_ids.codes,
+        positive_level=config.split.positive_level,
+        architecture=architecture,
     )
     try:
         model.load_state_dict(dict(weights))
@@ -151,16 +161,26 @@ def load_bundle(uri: str) -> Bundle:
     """Read a bundle after all its hashes have been checked.
 
     Raises:
-        IntegrityError: no manifest, a wrong hash, a SID table that is not the one of the manifest.
+        IntegrityError: no manifest, a missing file, a wrong hash, a SID table that is not the one of the manifest, weights
+            in another format than safetensors.
     """
     manifest = storage.open_committed(uri)
+    missing = {CONFIG, WEIGHTS, SIDS, CATALOGUE, CODEBOOKS} - manifest.files.keys()
+    if missing:
+        raise IntegrityError(f"the bundle lacks {', '.join(sorted(missing))}", where=uri, mend="release the model again")
     sids = storage.read_table(storage.join(uri, SIDS))
     if manifest.metadata.get(_SID_HASH) != sid_hash(sids):
         raise IntegrityError("the SID table is not the one that the bundle was made with", where=uri, mend="release the model again")
+    try:
+        weights = load(storage.read_bytes(storage.join(uri, WEIGHTS)))
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"not a safetensors file: {error}", where=storage.join(uri, WEIGHTS), mend="release the model again"
+        ) from error
     return Bundle(
         version=manifest.digest[:12],
         config=Config.from_json(storage.read_bytes(storage.join(uri, CONFIG)).decode()),
         sids=sids,
         catalogue=storage.read_table(storage.join(uri, CATALOGUE)),
-        weights=load(storage.read_bytes(storage.join(uri, WEIGHTS))),
+        weights=weights,
     )

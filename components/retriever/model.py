@@ -5,6 +5,7 @@ Shapes: B rows, H history items, N positions, D hidden width, P targets, M level
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from components.retriever.losses import ldpo_loss, ntp_loss, rank_head_loss
 from components.retriever.packing import Batch
 from components.retriever.rank_head import RankHead
 from infra.config import LossConfig, RetrieverConfig
+from infra.errors import ConfigError
 
 N_LEVELS_OF_FEEDBACK = 5  # 0 is never used; 1..4 are G1..G4
 
@@ -44,7 +46,11 @@ class Retriever(nn.Module):
         codes_NM: SID of every item; part of the state, so that weights and SIDs never part.
         n_codes: K.
         positive_level: events from this level on are label 1 of the rank head.
-        pretrained: load the backbone's own weights.
+        architecture: of the backbone, as saved with the weights (`architecture_of`); None loads a pretrained one.
+
+    Raises:
+        ConfigError: `rank_heads` does not divide the backbone's width.
+        ServiceError: the backbone cannot be loaded.
     """
 
     sid_codes: Tensor
@@ -56,14 +62,24 @@ class Retriever(nn.Module):
         *,
         n_codes: int,
         positive_level: int = 3,
-        pretrained: bool = True,
+        architecture: str | None = None,
     ) -> None:
         super().__init__()
         self.config, self.n_codes, self.positive_level = config, n_codes, positive_level
         self.n_levels = int(codes_NM.shape[1])
         self.register_buffer("sid_codes", torch.as_tensor(np.asarray(codes_NM), dtype=torch.int64))
-        self.backbone, self.first_token = build_backbone(config, n_codewords=self.n_levels * n_codes, pretrained=pretrained)
+        self.backbone, self.first_token, architecture = build_backbone(
+            config, n_codewords=self.n_levels * n_codes, architecture=architecture
+        )
+        if architecture:  # travels with the weights, which can then be restored where the backbone's folder is not
+            self.register_buffer("backbone_config", torch.frombuffer(bytearray(architecture, "utf-8"), dtype=torch.uint8))
         width = int(self.embedding.embedding_dim)
+        if width % config.rank_heads:
+            raise ConfigError(
+                f"retriever.rank_heads={config.rank_heads} does not divide the width of the backbone, {width}",
+                where=f"retriever.backbone={config.backbone}",
+                mend="choose another number of heads",
+            )
         self.merges = config.history == "merged"
         self.token_merger = nn.Linear(self.n_levels * width, width, bias=False) if self.merges else None
         self.feedback = nn.Embedding(N_LEVELS_OF_FEEDBACK, width) if config.history_levels else None
@@ -96,15 +112,14 @@ class Retriever(nn.Module):
 
     def history_embeddings(self, items_BH: Tensor, levels_BH: Tensor) -> Tensor:
         """Input embeddings of [BOS] and the history, [B, 1 + w H, D]; merged by GenRec Eq. 5 or one a codeword."""
-        b, h = items_BH.shape
         level = torch.arange(self.n_levels, device=items_BH.device)
         codewords = self.embedding(self.token_ids(self.sid_codes[items_BH], level))  # [B, H, M, D]
         if self.token_merger is not None:
             codewords = self.token_merger(codewords.flatten(2))[:, :, None]
         if self.feedback is not None:
             codewords = codewords + self.feedback(levels_BH)[:, :, None]
-        bos = self.embedding.weight[self.first_token - 1].expand(b, 1, -1)
-        return torch.cat([bos, codewords.reshape(b, h * self.width, -1)], dim=1)
+        bos = self.embedding.weight[self.first_token - 1].expand(len(items_BH), 1, -1)
+        return torch.cat([bos, codewords.flatten(1, 2)], dim=1)
 
     def encode(self, batch: Batch, target_codes_BPM: Tensor) -> Encoded:
         """Run the backbone over histories and targets packed into one row each.
@@ -190,6 +205,12 @@ class Retriever(nn.Module):
         visible = torch.arange(encoded.n_history, device=last.device) <= last[..., None]
         own_BQLD = own_BPTD[:, :, :level].gather(1, index) if level else own.new_zeros(*targets_BQ.shape, 0, own.shape[-1])
         return torch.as_tensor(self.rank_head(self.codebook(level), codes_BQC, history, visible, own_BQLD))
+
+
+def architecture_of(weights: Mapping[str, Tensor]) -> str | None:
+    """The backbone's architecture out of a retriever's state; None for `tiny`, which is built from the configuration."""
+    saved = weights.get("backbone_config")
+    return None if saved is None else saved.numpy().tobytes().decode()
 
 
 def take(values_BNX: Tensor, index_BQ: Tensor) -> Tensor:

@@ -16,10 +16,16 @@ class RankHead(nn.Module):
     def __init__(self, hidden_size: int, *, heads: int, mlp: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        # Codeword embeddings are small and hidden states are not: on one scale the MLP can hold them together.
+        self.norm = nn.RMSNorm(hidden_size)
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp, 1))
+        self.mlp = nn.Sequential(nn.Linear(3 * hidden_size, mlp), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp, 1))
+        # Codewords are trained to point at the hidden states that they follow (Eq. 4), so that attention which starts
+        # from their inner products finds the right places from the first step on.
+        for projection in (self.query, self.key, self.value):
+            nn.init.eye_(projection.weight)
 
     def forward(self, codebook_KD: Tensor, codes_BQC: Tensor, history_BSD: Tensor, visible_BQS: Tensor, own_BQLD: Tensor) -> Tensor:
         """Logits of candidate codewords.
@@ -36,8 +42,9 @@ class RankHead(nn.Module):
             logits_BQC.
         """
         b, q, c = codes_BQC.shape
+        codeword_KD = self.norm(codebook_KD)
         scale = (history_BSD.shape[-1] // self.heads) ** -0.5
-        query_GKE = self._split(self.query(codebook_KD)) * scale
+        query_GKE = self._split(self.query(codeword_KD)) * scale
         # A codeword asks the same of a hidden state whichever prediction it is a candidate of: scores are taken once.
         shared_BGKS = query_GKE @ self._split(self.key(history_BSD)).transpose(-1, -2)
         hidden_BGQKS = shared_BGKS[:, :, None].expand(-1, -1, q, -1, -1)
@@ -54,8 +61,10 @@ class RankHead(nn.Module):
                 self.value(own_BQLD)
             )
         attended_BQCD = attended_BGQCE.permute(0, 2, 3, 1, 4).flatten(3)
-        # Residual around the attention, as in any transformer block: the MLP knows which codeword it scores.
-        return torch.as_tensor(self.mlp(attended_BQCD + codebook_KD[codes_BQC]).squeeze(-1))
+        codeword_BQCD = codeword_KD[codes_BQC]
+        # Attention weights are relative, so the MLP is also told how the codeword and what it attended to go together.
+        features = torch.cat([attended_BQCD, codeword_BQCD, attended_BQCD * codeword_BQCD], dim=-1)
+        return torch.as_tensor(self.mlp(features).squeeze(-1))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, ..., D] to [B, G, ..., E], or [K, D] to [G, K, E]."""

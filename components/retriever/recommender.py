@@ -29,22 +29,24 @@ class RetrieverRecommender:
         """
         results: list[Ranked | None] = [None] * len(histories)
         pending = list(range(len(histories)))
-        beams = list(self.decoding.beams)
+        beams, lambdas = list(self.decoding.beams), list(self.decoding.lambdas)
         while pending:
-            whole_trie = min(beams) >= self.trie.n_leaves
+            whole_trie = min(beams) >= self.trie.n_leaves and min(lambdas) >= min(self.trie.n_codes, self.trie.n_leaves)
             step = self.decoding.users_per_batch
             for start in range(0, len(pending), step):
                 chunk = pending[start : start + step]
-                for index, ranked in zip(chunk, self._decode([histories[i] for i in chunk], k, exclude_seen, beams), strict=True):
+                decoded = self._decode([histories[i] for i in chunk], k, exclude_seen, beams, lambdas)
+                for index, ranked in zip(chunk, decoded, strict=True):
                     if len(ranked.items) == k or whole_trie:
                         results[index] = ranked
             pending = [i for i in pending if results[i] is None]
             beams = [max(2 * b, k) for b in beams]
+            lambdas = [max(pair) for pair in zip(lambdas, beams, strict=True)]
         return [r for r in results if r is not None]
 
     def generate(self, histories: Sequence[History]) -> Ints:
         """codes_RM of every SID that the beams of some histories end in."""
-        found = []
+        found = [np.zeros((0, self.model.n_levels), dtype=np.int64)]
         for start in range(0, len(histories), self.decoding.users_per_batch):
             prompts = [prompt(h, self.model.config) for h in histories[start : start + self.decoding.users_per_batch]]
             beams = self._search(prompts, self.decoding.beams, self.decoding.lambdas)
@@ -54,9 +56,8 @@ class RetrieverRecommender:
     def _search(self, prompts: list[History], beams: list[int], lambdas: list[int]) -> Beams:
         return beam_search(self.model, prompts, self.trie, beams=beams, lambdas=lambdas, score=self.decoding.score)
 
-    def _decode(self, histories: list[History], k: int, exclude_seen: bool, beams: list[int]) -> list[Ranked]:
+    def _decode(self, histories: list[History], k: int, exclude_seen: bool, beams: list[int], lambdas: list[int]) -> list[Ranked]:
         prompts = [prompt(h, self.model.config) for h in histories]
-        lambdas = [max(lam, b) if b > own else lam for lam, b, own in zip(self.decoding.lambdas, beams, self.decoding.beams, strict=True)]
         found = self._search(prompts, beams, lambdas)
         leaves, scores = found.leaves_BW.cpu().numpy(), found.scores_BW.cpu().numpy()
         return [

@@ -123,7 +123,8 @@ def _svd(matrix: sp.csr_matrix, dim: int, seed: int) -> Matrix:
     rank = min(dim, min(matrix.shape) - 1)
     if rank < 1:
         return np.asarray(matrix.toarray(), dtype=np.float32)
-    return np.asarray(TruncatedSVD(rank, random_state=seed).fit_transform(matrix), dtype=np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):  # the explained share of a constant matrix, which nobody asks for
+        return np.asarray(TruncatedSVD(rank, random_state=seed).fit_transform(matrix), dtype=np.float32)
 
 
 def _unit(matrix: Matrix) -> Matrix:

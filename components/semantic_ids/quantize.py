@@ -5,12 +5,14 @@ Shapes: N items, D feature width, M levels, K codewords a level.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from infra.errors import DataError
@@ -64,7 +66,10 @@ class ResidualKMeans:
         residual = embeddings_ND.astype(np.float32, copy=True)
         codebooks = []
         for level in range(self.levels):
-            with threadpool_limits(1):  # threads change the order of sums, and with it the codes of near ties
+            # Threads change the order of sums, and with it the codes of near ties. Fewer distinct vectors than codewords
+            # leave some unused, which the statistics tell.
+            with threadpool_limits(1), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 means = KMeans(self.codes, n_init=1, max_iter=self.iterations, random_state=self.seed + level).fit(residual)
             codebook = means.cluster_centers_.astype(np.float32)
             codebooks.append(codebook)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import polars as pl
 import pyarrow as pa
 
-from components.sessions.sources import column_names, read_frame, require_columns
+from components.sessions.sources import columns_by_file, ids_as_text, read_frame, require_columns
 from infra import records as r
 from infra.config import DataConfig
 from infra.errors import DataError
@@ -37,6 +37,16 @@ def build_catalogue(data: DataConfig, ids_in_logs: Iterable[str]) -> tuple[pl.Da
     return catalogue, bad, counts
 
 
+def check_items(data: DataConfig) -> None:
+    """Refuse item files that cannot be read or lack the id.
+
+    Raises:
+        DataError: naming the file.
+    """
+    for name, present in columns_by_file(data.items).items():
+        require_columns({"item_id": data.columns.item_id}, present, uri=name)
+
+
 def catalogue_table(catalogue: pl.DataFrame, popularity: Iterable[int]) -> pa.Table:
     """The CATALOGUE table."""
     with_counts = catalogue.with_columns(pl.Series(r.POPULARITY, list(popularity), dtype=pl.Int64))
@@ -50,9 +60,9 @@ def _empty() -> pl.DataFrame:
 
 def _read_items(data: DataConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     columns = data.columns
-    present = column_names(data.items)
-    require_columns({"item_id": columns.item_id}, present, uri=data.items)
+    check_items(data)
     raw = read_frame(data.items)
+    raw = raw.with_columns(ids_as_text(raw[columns.item_id]))
 
     def text_of(name: str | None) -> pl.Expr:
         if not name or name not in raw.columns:
@@ -62,7 +72,7 @@ def _read_items(data: DataConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
             column = column.cast(pl.List(pl.String)).list.join(" ")
         return column.cast(pl.String).fill_null("")
 
-    item_id = pl.col(columns.item_id).cast(pl.String)
+    item_id = pl.col(columns.item_id)
     title = text_of(columns.title)
     embedding = (
         pl.col(columns.embedding).cast(pl.List(pl.Float32), strict=False)
@@ -79,7 +89,9 @@ def _read_items(data: DataConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
             embedding.alias(r.EMBEDDING),
         )
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"an item column has a wrong type: {error}", where=data.items, mend="see data.columns") from error
+        raise DataError(
+            f"an item column has a wrong type: {str(error).splitlines()[0]}", where=data.items, mend="see data.columns"
+        ) from error
     finite = pl.col(r.EMBEDDING).list.eval(pl.element().is_finite().fill_null(value=False)).list.all().fill_null(value=True)
     reason = (
         pl.when(pl.col(r.ITEM_ID).is_null() | (pl.col(r.ITEM_ID) == ""))

@@ -8,14 +8,21 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from components.sessions.sources import MALFORMED, ids_as_text, whole_numbers
 from infra import records as r
 from infra.config import DataConfig
 
-_MS_PER_UNIT = {"ms": 1.0, "s": 1000.0, "us": 0.001}
+_MS_PER_UNIT = {"s": 1000.0, "us": 0.001}
 _EARLIEST_MS = 631_152_000_000  # 1990-01-01
 _LATEST_MS = 4_102_444_800_000  # 2100-01-01
 SECONDS = "the timestamp lies before 1990: are these seconds?"
-HINTS = {SECONDS: "--set data.timestamp_unit=s"}
+MICROSECONDS = "the timestamp lies after 2100: are these microseconds?"
+NO_TIMESTAMP = "the timestamp is no whole number"
+HINTS = {
+    SECONDS: "--set data.timestamp_unit=s",
+    MICROSECONDS: "--set data.timestamp_unit=us",
+    NO_TIMESTAMP: "write timestamps as integers or as a Parquet datetime column",
+}
 
 CHECKED = pa.schema([*(f.with_nullable(True) for f in r.EVENTS), pa.field(r.REASON, pa.string()), pa.field(r.RAW, pa.string())])
 
@@ -41,31 +48,32 @@ def check_events(batch: pa.Table, data: DataConfig) -> pa.Table:
     """
     raw = pl.DataFrame(pl.from_arrow(batch))
     columns = data.columns
-    timestamp = _milliseconds(raw[columns.timestamp], data.timestamp_unit)
-    level = _level(raw, data)
+    malformed = raw[MALFORMED] if MALFORMED in raw.columns else pl.repeat(None, len(raw), dtype=pl.String, eager=True)
+    no_request = pl.repeat(None, len(raw), dtype=pl.String, eager=True)
     frame = pl.DataFrame(
         {
-            r.USER_ID: raw[columns.user_id].cast(pl.String, strict=False),
-            r.ITEM_ID: raw[columns.item_id].cast(pl.String, strict=False),
-            r.REQUEST_ID: raw[columns.request_id].cast(pl.String, strict=False)
-            if columns.request_id
-            else pl.Series([None] * len(raw), dtype=pl.String),
-            r.TIMESTAMP: timestamp,
-            r.LEVEL: level,
+            r.USER_ID: ids_as_text(raw[columns.user_id]),
+            r.ITEM_ID: ids_as_text(raw[columns.item_id]),
+            r.REQUEST_ID: ids_as_text(raw[columns.request_id]) if columns.request_id else no_request,
+            r.TIMESTAMP: _milliseconds(raw[columns.timestamp], data.timestamp_unit),
+            r.LEVEL: _level(raw, data),
+            MALFORMED: malformed,
         }
     )
     time = pl.col(r.TIMESTAMP)
     reason = (
-        pl.when(pl.col(r.USER_ID).is_null() | (pl.col(r.USER_ID) == ""))
+        pl.when(pl.col(MALFORMED).is_not_null())
+        .then(pl.lit("the line cannot be parsed"))
+        .when(pl.col(r.USER_ID).is_null() | (pl.col(r.USER_ID) == ""))
         .then(pl.lit("no user id"))
         .when(pl.col(r.ITEM_ID).is_null() | (pl.col(r.ITEM_ID) == ""))
         .then(pl.lit("no item id"))
         .when(time.is_null())
-        .then(pl.lit("the timestamp is no integer"))
+        .then(pl.lit(NO_TIMESTAMP))
         .when(time < _EARLIEST_MS)
         .then(pl.lit(SECONDS))
         .when(time > _LATEST_MS)
-        .then(pl.lit("the timestamp lies after 2100: are these microseconds?"))
+        .then(pl.lit(MICROSECONDS))
         .when(pl.col(r.LEVEL).is_null() | ~pl.col(r.LEVEL).is_between(1, 4))
         .then(pl.lit("the level is not one of 1, 2, 3, 4"))
         .otherwise(None)
@@ -76,25 +84,25 @@ def check_events(batch: pa.Table, data: DataConfig) -> pa.Table:
     frame = frame.with_columns(pl.Series(r.RAW, as_json, dtype=pl.String))
     # A bad level may not fit int8: it is only kept in `raw`.
     frame = frame.with_columns(pl.when(pl.col(r.REASON).is_null()).then(pl.col(r.LEVEL)).cast(pl.Int8))
-    return frame.to_arrow().cast(CHECKED)
+    return frame.select(CHECKED.names).to_arrow().cast(CHECKED)
 
 
 def _rows_where(frame: pl.DataFrame, wanted: pl.Series) -> list[dict[str, object] | None]:
     rows: list[dict[str, object] | None] = [None] * len(frame)
     for index, row in zip(np.flatnonzero(wanted.to_numpy()), frame.filter(wanted).iter_rows(named=True), strict=True):
-        rows[int(index)] = row
+        line = row.pop(MALFORMED, None)
+        rows[int(index)] = row if line is None else {"line": line}
     return rows
 
 
 def _milliseconds(raw: pl.Series, unit: str) -> pl.Series:
-    if isinstance(raw.dtype, pl.Datetime):
+    if isinstance(raw.dtype, pl.Datetime | pl.Date):
         return raw.dt.epoch("ms")
-    numbers = raw.cast(pl.Float64, strict=False) if not raw.dtype.is_integer() else raw
-    if numbers.dtype.is_float():
-        numbers = pl.select(pl.when(numbers.is_finite() & (numbers == numbers.floor())).then(numbers)).to_series()
     if unit == "ms":
-        return numbers.cast(pl.Int64, strict=False)
-    return (numbers * _MS_PER_UNIT[unit]).cast(pl.Int64, strict=False)
+        return whole_numbers(raw)
+    numbers = raw.str.strip_chars() if raw.dtype == pl.String else raw
+    scaled = numbers.cast(pl.Float64, strict=False) * _MS_PER_UNIT[unit]  # seconds may have a fraction
+    return scaled.round().cast(pl.Int64, strict=False)
 
 
 def _level(raw: pl.DataFrame, data: DataConfig) -> pl.Series:
@@ -106,10 +114,7 @@ def _level(raw: pl.DataFrame, data: DataConfig) -> pl.Series:
         return raw.select(chain.cast(pl.Int64).alias(r.LEVEL)).to_series()
     if not data.columns.level:
         return pl.Series(r.LEVEL, [data.default_level] * len(raw), dtype=pl.Int64)
-    given = raw[data.columns.level]
-    if given.dtype.is_float():
-        given = pl.select(pl.when(given == given.floor()).then(given)).to_series()
-    return given.cast(pl.Int64, strict=False)
+    return whole_numbers(raw[data.columns.level])
 
 
 def _truthy(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -117,5 +122,10 @@ def _truthy(name: str, dtype: pl.DataType) -> pl.Expr:
     if dtype == pl.Boolean:
         return column.fill_null(value=False)
     if dtype == pl.String:
-        return ~column.fill_null("").str.to_lowercase().is_in(["", "0", "false", "no"])
+        text = column.fill_null("").str.strip_chars().str.to_lowercase()
+        number = text.cast(pl.Float64, strict=False)
+        no = ["", "false", "no", "null", "none"]
+        return pl.when(number.is_null()).then(~text.is_in(no)).otherwise((number > 0) & number.is_not_nan())
+    if dtype.is_float():
+        column = column.fill_nan(None)
     return column.fill_null(0) > 0

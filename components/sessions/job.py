@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from components.sessions.catalogue import build_catalogue, catalogue_table
+from components.sessions.catalogue import build_catalogue, catalogue_table, check_items
 from components.sessions.check import HINTS, check_events, event_columns
-from components.sessions.sources import column_names, data_files, read_dataset, require_columns
+from components.sessions.sources import Piece, columns_by_file, data_files, pieces_of, read_piece, require_columns
 from components.sessions.timelines import Cuts, build_timelines, temporal_cuts
 from infra import records as r
 from infra import storage
-from infra.cluster import ray_session
+from infra.cluster import quiet_ray, ray_session, unwrap
 from infra.config import Config, DataConfig, SplitConfig
-from infra.errors import DataError
+from infra.errors import DataError, RankGRError
 from infra.logs import ProgressMeter, get_logger
 from infra.steps import Run, StepResult, job_main, run_step
 
@@ -32,6 +34,7 @@ CODE = ("components/sessions",)
 CATALOGUE_FILE = "catalogue.parquet"
 TIMELINES_FOLDER = "timelines"
 _SHARD = "shard"
+_NO_EVENTS, _NO_EVENTS_MEND = "the log holds no events", "check --logs and the export behind it"
 
 
 def prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
@@ -44,19 +47,42 @@ def prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
 
     Raises:
         DataError: missing columns, unreadable files, more than `max_bad_fraction` bad rows, nothing left.
+        StorageError: `out_uri` cannot be written.
     """
+    quiet_ray(errors_too=True)
+    with _errors_of_tasks():
+        return _prepare_sessions(config, out_uri)
+
+
+@contextmanager
+def _errors_of_tasks() -> Iterator[None]:
+    """Raise an error of ours as what it is, rather than wrapped by Ray."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        ours = unwrap(error)
+        if isinstance(ours, RankGRError):
+            raise ours from None
+        raise
+
+
+def _prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
     checked = _checked_events(config.data)
     summary = _summarise(checked)
     if summary.rows == 0:
-        raise DataError("the log holds no events", where=config.data.logs, mend="check --logs and the export behind it")
+        raise DataError(_NO_EVENTS, where=config.data.logs, mend=_NO_EVENTS_MEND)
     quarantine_uri = storage.join(out_uri, "quarantine")
     if summary.bad:
-        storage.filesystem(quarantine_uri)[0].makedirs(storage.filesystem(quarantine_uri)[1], exist_ok=True)
         _write_quarantine(checked, quarantine_uri)
-    _refuse_too_many_bad(summary, config.data, quarantine_uri)
+    _refuse_too_many_bad(summary.bad, summary.rows, "events", config.data, where=f"{config.data.logs}; they are in {quarantine_uri}")
     catalogue, bad_items, item_counts = build_catalogue(config.data, summary.items)
     if len(bad_items):
         storage.write_table(bad_items.to_arrow().cast(r.QUARANTINE), storage.join(quarantine_uri, "items.parquet"))
+        rows = len(bad_items) + item_counts["items"] - item_counts["items_without_features"]
+        reasons_of_items = Counter[str](bad_items[r.REASON].to_list())
+        _refuse_too_many_bad(reasons_of_items, rows, "items", config.data, where=f"{config.data.items}; they are in {quarantine_uri}")
     cuts = temporal_cuts(summary.last_ms, config.split)
     popularity, counts = _write_timelines(checked, catalogue, config, cuts, storage.join(out_uri, TIMELINES_FOLDER))
     storage.write_table(catalogue_table(catalogue, popularity.tolist()), storage.join(out_uri, CATALOGUE_FILE))
@@ -80,15 +106,28 @@ def check_sources(data: DataConfig) -> None:
     Raises:
         DataError: what is wrong, where, and the setting that mends it.
     """
-    require_columns(event_columns(data), column_names(data.logs), uri=data.logs)
+    for name, present in columns_by_file(data.logs).items():
+        require_columns(event_columns(data), present, uri=name)
     if data.items:
-        require_columns({"item_id": data.columns.item_id}, column_names(data.items), uri=data.items)
+        check_items(data)
 
 
 def _checked_events(data: DataConfig) -> ray.data.Dataset:
+    import ray.data
+
     check_sources(data)
-    source = read_dataset(data.logs, list(dict.fromkeys(event_columns(data).values())))
-    return source.map_batches(partial(check_events, data=data), batch_format="pyarrow").materialize()
+    pieces = pieces_of(data.logs)
+    if not pieces:  # Parquet without a row group
+        raise DataError(_NO_EVENTS, where=data.logs, mend=_NO_EVENTS_MEND)
+    rows = ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=len(pieces))
+    return rows.map_batches(partial(_check_pieces, data=data), batch_format="pyarrow", batch_size=1).materialize()
+
+
+def _check_pieces(batch: pa.Table, data: DataConfig) -> Iterator[pa.Table]:
+    columns = list(dict.fromkeys(event_columns(data).values()))
+    for piece in batch.to_pylist():
+        for table in read_piece(Piece(**piece), columns, uri=data.logs):
+            yield check_events(table, data)
 
 
 def _summarise(checked: ray.data.Dataset) -> _Summary:
@@ -125,15 +164,15 @@ def _write_quarantine(checked: ray.data.Dataset, uri: str) -> None:
     storage.write_table(pa.concat_tables(parts), storage.join(uri, "events.parquet"))
 
 
-def _refuse_too_many_bad(summary: _Summary, data: DataConfig, quarantine_uri: str) -> None:
-    bad = sum(summary.bad.values())
-    if bad == summary.rows or bad > data.max_bad_fraction * summary.rows:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in summary.bad.most_common(3))
-        hints = [HINTS[reason] for reason in summary.bad if reason in HINTS]
+def _refuse_too_many_bad(reasons: Counter[str], rows: int, what: str, data: DataConfig, *, where: str) -> None:
+    bad = reasons.total()
+    if bad == rows or bad > data.max_bad_fraction * rows:
+        top = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
+        hints = [HINTS[reason] for reason, _ in reasons.most_common() if reason in HINTS]
         raise DataError(
-            f"{bad} of {summary.rows} events are bad ({bad / summary.rows:.1%}, allowed {data.max_bad_fraction:.1%}): {reasons}",
-            where=f"{data.logs}; the bad rows are in {quarantine_uri}",
-            mend=" or ".join([*hints, "repair the log", "raise data.max_bad_fraction"]),
+            f"{bad} of {rows} {what} are bad ({bad / rows:.1%}, allowed {data.max_bad_fraction:.1%}): {top}",
+            where=where,
+            mend=" or ".join([*hints, "repair the file", "raise data.max_bad_fraction"]),
         )
 
 
@@ -144,8 +183,6 @@ def _write_timelines(
     import ray.data
 
     shards, n_items = config.data.shards, len(catalogue)
-    fs, path = storage.filesystem(uri)
-    fs.makedirs(path, exist_ok=True)
     index = ray.put(catalogue.select(r.ITEM_ID, r.ITEM_INDEX).to_arrow())
 
     def assign(batch: pa.Table) -> pa.Table:
@@ -156,30 +193,42 @@ def _write_timelines(
         return indexed.select(*columns, pl.Series(_SHARD, shard, dtype=pl.Int32)).to_arrow()
 
     write = partial(_write_shards, data=config.data, split=config.split, cuts=cuts, uri=uri, n_items=n_items)
-    # One block a shard: Ray would cut large blocks, and with them a user's events.
-    ray.data.DataContext.get_current().target_max_block_size = 1 << 40
-    ray.data.DataContext.get_current().target_min_block_size = 0
     sharded = checked.map_batches(assign, batch_format="pyarrow").repartition(shards, keys=[_SHARD])
     popularity, counts = np.zeros(n_items, dtype=np.int64), Counter[str]()
     meter = ProgressMeter(shards, step=STEP, unit="shards")
-    for part in sharded.map_batches(write, batch_format="pyarrow", batch_size=None).iter_rows():
-        popularity += np.asarray(part.pop("popularity"), dtype=np.int64)
-        counts.update(part)
-        meter.advance(part["shards"])
+    with _uncut_blocks():
+        for part in sharded.map_batches(write, batch_format="pyarrow", batch_size=None).iter_rows():
+            popularity += np.asarray(part.pop("popularity"), dtype=np.int64)
+            counts.update(part)
+            meter.advance(part["shards"])
     meter.close()
     del counts["shards"]
     return popularity, dict(counts)
 
 
-def _write_shards(batch: pa.Table, data: DataConfig, split: SplitConfig, cuts: Cuts, uri: str, n_items: int) -> pa.Table:
-    """Write the shards in a block, each to the file of its number, and return one row of counts a shard."""
+@contextmanager
+def _uncut_blocks() -> Iterator[None]:
+    """One block a shard: Ray would cut large blocks, and with them a user's events."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    before = context.target_max_block_size, context.target_min_block_size
+    context.target_max_block_size, context.target_min_block_size = 1 << 40, 0
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.target_min_block_size = before
+
+
+def _write_shards(batch: pa.Table, data: DataConfig, split: SplitConfig, cuts: Cuts, uri: str, n_items: int) -> Iterator[pa.Table]:
+    """Write the shards in a block, each to the file of its number, and yield one row of counts a shard."""
+    # A generator, since Ray drops the cause of an error that a plain function raises.
     frame = pl.DataFrame(pl.from_arrow(batch))
-    rows: list[dict[str, Any]] = []
     for (shard,), events in frame.partition_by(_SHARD, as_dict=True).items():
         table, counts = build_timelines(events.drop(_SHARD), data, split, cuts)
         storage.write_table(table, storage.join(uri, f"part-{shard:05d}.parquet"))
-        rows.append({"shards": 1, **counts, "popularity": train_popularity(table, n_items, split.positive_level).tolist()})
-    return pa.Table.from_pylist(rows)
+        popularity = train_popularity(table, n_items, split.positive_level).tolist()
+        yield pa.Table.from_pylist([{"shards": 1, **counts, "popularity": popularity}])
 
 
 def train_popularity(timelines: pa.Table, n_items: int, positive_level: int) -> np.ndarray:
@@ -198,7 +247,7 @@ def step(run: Run) -> StepResult:
         with ray_session(config.cluster):
             return prepare_sessions(config, out_uri)
 
-    settings = {"data": config.data.model_dump(), "split": config.split.model_dump()}
+    settings = {"data": config.data.model_dump(exclude={"logs", "items"}), "split": config.split.model_dump()}
     return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE)
 
 

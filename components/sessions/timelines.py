@@ -48,9 +48,9 @@ def build_timelines(events: pl.DataFrame, data: DataConfig, split: SplitConfig, 
     user = r.USER_ID
     unique = events.unique([user, r.ITEM_INDEX, r.TIMESTAMP, r.LEVEL, r.REQUEST_ID])
     # Equal times need an order that does not depend on how the log was sharded, nor tells a model anything: sorted by
-    # item, the next item of a tie could be guessed from the last one.
+    # item, the next item of a tie could be guessed from the last one. Requests stay whole.
     tie = pl.struct(user, r.ITEM_INDEX).hash(seed=0)
-    ordered = unique.with_columns(tie.alias("tie")).sort(user, r.TIMESTAMP, "tie", r.ITEM_INDEX, r.LEVEL)
+    ordered = unique.with_columns(tie.alias("tie")).sort(user, r.TIMESTAMP, r.REQUEST_ID, "tie", r.ITEM_INDEX, r.LEVEL)
     requests = ordered.with_columns(_new_request(data).fill_null(value=True).cum_sum().over(user).alias("request"))
     merged = requests.with_columns(pl.col(r.LEVEL).max().over(user, "request", r.ITEM_INDEX)).unique(
         [user, "request", r.ITEM_INDEX], keep="first", maintain_order=True

@@ -1,4 +1,4 @@
-"""Training state as safetensors and JSON: weights, AdamW moments, epoch. No pickle anywhere."""
+"""Training state as safetensors and JSON: weights, AdamW moments, learning rates, epoch. No pickle anywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -20,7 +21,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:
     """Write everything that training needs to go on at the start of the next epoch.
 
     Args:
@@ -28,22 +29,24 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(trained_state(model), folder / WEIGHTS)
+    saved = optimizer.state_dict()
     moments = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
+        f"{index}.{name}": value.detach().cpu().contiguous() for index, entry in saved["state"].items() for name, value in entry.items()
     }
     save_file(moments, folder / _OPTIMIZER)
-    (folder / _STATE).write_text(json.dumps(state))
+    # The groups hold the learning rate of the next step: the schedule alone would bring it back one step late.
+    rest = {"state": state, "param_groups": saved["param_groups"], "schedule": schedule.state_dict()}
+    (folder / _STATE).write_text(json.dumps(rest))
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> dict[str, Any]:
     """Inverse of `save_checkpoint`; returns its `state`."""
     model.load_state_dict(load_file(folder / WEIGHTS))
-    state: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(folder / _OPTIMIZER).items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return dict(json.loads((folder / _STATE).read_text()))
+        moments.setdefault(int(index), {})[name] = value
+    rest = json.loads((folder / _STATE).read_text())
+    optimizer.load_state_dict({"state": moments, "param_groups": rest["param_groups"]})
+    schedule.load_state_dict(rest["schedule"])
+    return dict(rest["state"])

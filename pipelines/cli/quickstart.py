@@ -55,7 +55,7 @@ def quickstart(
         return
     if not settings.data.logs:
         events, films = movielens.fetch(Path(".cache/movielens"))
-        settings = _with_data(settings, str(events), str(films))
+        settings = _with_data(settings, events, films)
     _run(settings, fresh=fresh)
 
 
@@ -74,8 +74,9 @@ def _base(columns: Path | None, flags: Mapping[str, str | None], unit: str | Non
     return {"data": data | ({"timestamp_unit": unit} if unit else {})}
 
 
-def _with_data(settings: Config, logs: str, items: str) -> Config:
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"logs": logs, "items": items})})
+def _with_data(settings: Config, logs: Path, items: Path) -> Config:
+    files = {"logs": str(logs.resolve()), "items": str(items.resolve())}
+    return settings.model_copy(update={"data": settings.data.model_copy(update=files)})
 
 
 def _run(settings: Config, *, fresh: bool) -> None:
@@ -109,7 +110,7 @@ def _served_users(settings: Config, records: Mapping[str, StepResult]) -> list[d
                 {
                     "user_id": user,
                     "source": slate["source"],
-                    "history": [item["title"] for item in history["items"][-_SHOWN_HISTORY:]],
+                    "history": [item["title"] for item in history["events"][-_SHOWN_HISTORY:]],
                     "slate": [f"{item['title']}  {item['score']:.2f}" for item in slate["items"]],
                 }
             )

@@ -44,7 +44,7 @@ def page_of(config: Config, records: Mapping[str, StepResult]) -> str:
 def print_figures(config: Config, records: Mapping[str, StepResult]) -> None:
     """Print metrics of all methods, the gate's decision and the path of the page."""
     report = report_of(records)
-    names = [name for name in report["retriever"] if not name.endswith("_se")]
+    names = sorted((name for name in report["retriever"] if not name.endswith("_se")), key=_natural)
     table = Table(title=f"{report['users']} users, {report['items']} items ranked in full")
     table.add_column("metric")
     for method in METHODS:
@@ -61,6 +61,12 @@ def print_figures(config: Config, records: Mapping[str, StepResult]) -> None:
         console.print(f"skipped, finished before: {', '.join(skipped)}", highlight=False)
     if page := page_of(config, records):
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _natural(metric: str) -> tuple[str, int]:
+    """Sorts hr@5 before hr@10."""
+    name, _, k = metric.partition("@")
+    return name, int(k or 0)
 
 
 def print_slates(users: Sequence[Mapping[str, Any]]) -> None:

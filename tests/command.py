@@ -1,0 +1,24 @@
+"""The `rankgr` command as a user runs it: a process of its own, with services of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment() -> dict[str, str]:
+    """The environment without the services that the test session runs for itself."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RANKGR_"))}
+    return own | {"PYTHONPATH": str(ROOT), "COLUMNS": "160", "PYTHONUNBUFFERED": "1"}
+
+
+def rankgr(*arguments: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end in a folder."""
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )

@@ -1,0 +1,63 @@
+"""The README's commands work as printed: each is run, heavy ones as a dry run in a finished workspace."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.command import ROOT, environment, rankgr
+from tests.pipeline.conftest import Finished
+
+README = (ROOT / "README.md").read_text()
+READS_ONLY = {"report", "recommend", "doctor", "config"}
+
+
+def commands(program: str) -> Iterator[str]:
+    """Lines of the README's shell blocks that call a program."""
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL):
+        for line in block.splitlines():
+            command = line.split(" #")[0].strip()
+            if command.startswith(f"{program} "):
+                yield command
+
+
+def test_the_readme_names_the_two_commands_that_do_all_set_up() -> None:
+    assert {"make quickstart", "make test"} <= set(commands("make"))
+
+
+@pytest.mark.parametrize("command", sorted(set(commands("make"))))
+def test_every_make_target_exists(command: str) -> None:
+    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", sorted(set(commands("rankgr"))))
+def test_every_rankgr_command_runs(command: str, finished: Finished) -> None:
+    arguments = shlex.split(command)[1:]
+    log = finished.folder / "events.csv"
+    arguments = [
+        str(log) if a.startswith("events.") else str(log.with_name("items.csv")) if a.startswith("items.") else a for a in arguments
+    ]
+    if arguments[0] not in READS_ONLY:
+        arguments.append("--dry-run")
+    if "--logs" in arguments:  # the README's column names are an example
+        arguments += ["--set", "data.columns.user_id=uid", "--set", "data.columns.item_id=sku"]
+        arguments += ["--set", "data.columns.timestamp=at", "--set", "data.columns.level=stage", "--set", "data.level_rules={}"]
+        arguments += ["--set", "data.columns.request_id=null"]
+    arguments = ["u1" if a == "42" else a for a in arguments]
+    done = rankgr(*arguments, folder=finished.folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    names = re.findall(r"^│ ([a-z]+) ", rankgr("--help", folder=ROOT).stdout, flags=re.MULTILINE)
+    assert {"quickstart", "doctor", "run", "train", "evaluate", "precompute", "serve", "recommend", "report"} <= set(names)
+    for name in set(names) - {"data", "config"}:
+        help_text = rankgr(name, "--help", folder=ROOT).stdout
+        assert "Example" in help_text
+        for option in ("--config", "--set", "--dry-run") if name != "compile" else ("--dry-run",):
+            assert option in help_text

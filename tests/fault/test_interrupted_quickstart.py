@@ -1,0 +1,83 @@
+"""Ctrl-C in the middle of the main job: nothing is left running, and the next run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.command import COMMAND, environment, rankgr
+from tests.logs import SETTINGS, write_log
+
+LONG = ["--set", "training.epochs=150", "--set", "training.checkpoint_every_epochs=1"]
+
+
+def _wait_for_line(path: Path, text: str, process: subprocess.Popen[bytes], deadline_s: float = 120) -> None:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if text in path.read_text():
+            return
+        if process.poll() is not None:
+            break
+        os.sched_yield()
+    raise AssertionError(f"never saw {text!r}:\n{path.read_text()[-3000:]}")
+
+
+def _of_this_run(folder: Path) -> list[psutil.Process]:
+    """Processes that were started for a run in this folder: they inherit its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RANKGR_TEST_MARK") == str(folder):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _start(folder: Path, arguments: list[str]) -> tuple[subprocess.Popen[bytes], Path]:
+    output = folder / "output"
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=folder,
+            env=environment() | {"RANKGR_TEST_MARK": str(folder)},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, output
+
+
+def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
+    events, items = write_log(tmp_path)
+    arguments = ["train", "--logs", str(events), "--items", str(items), "--preset", "tiny", *SETTINGS, *LONG]
+    process, output = _start(tmp_path, arguments)
+    _wait_for_line(output, " epoch=3 ", process)
+    assert len(_of_this_run(tmp_path)) > 3
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert _of_this_run(tmp_path) == []
+    assert "run the same command again" in output.read_text()
+    resumed = rankgr(*arguments, folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert resumed.stderr.count("skipped: finished before") == 2
+    assert "continued from its last checkpoint" in resumed.stderr
+    done = [int(n) for n in re.findall(r"(\d+)/\d+ steps", resumed.stderr)]
+    assert done[0] > 0
+    assert done == sorted(done)
+
+
+def test_a_terminated_quickstart_ends_the_step_that_is_running(tmp_path: Path) -> None:
+    events, items = write_log(tmp_path)
+    arguments = ["quickstart", "--logs", str(events), "--items", str(items), "--preset", "tiny", *SETTINGS, *LONG]
+    process, output = _start(tmp_path, arguments)
+    _wait_for_line(output, "started", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert _of_this_run(tmp_path) == []

@@ -1,0 +1,92 @@
+"""Two DDP workers on a real Ray cluster, one of them killed: the run resumes and ends where it would have ended."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.retriever.bundle import codes_of, restore_model
+from components.training.data import epoch_batches, steps_per_epoch, training_rows
+from components.training.job import train_retriever
+from components.training.loop import build_model, build_optimizer
+from infra import storage
+from tests.unit.components.training.small import configuration, sids, timelines, write_inputs
+
+USERS, WORKERS, EPOCHS = 60, 2, 6
+# Nothing random is left within a step: no dropout, and no row has more predictions than the rank head takes.
+CONFIG = configuration(
+    f"training.workers={WORKERS}",
+    f"training.epochs={EPOCHS}",
+    "training.rows_per_batch=2",
+    "training.checkpoint_every_epochs=1",
+    "training.loss.rsp_predictions=64",
+)
+LOSSES = ("loss", "ntp", "ldpo", "bce")
+
+
+def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Weights, and the mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
+    rows = training_rows(timelines(users=USERS), CONFIG)
+    model = build_model(CONFIG, sids())
+    optimizer, schedule = build_optimizer(model, CONFIG, steps_per_epoch(len(rows), rows_per_batch=2, world_size=WORKERS))
+    curve = []
+    for epoch in range(EPOCHS):
+        workers = [epoch_batches(rows, rows_per_batch=2, epoch=epoch, seed=0, rank=rank, world_size=WORKERS) for rank in range(WORKERS)]
+        first = []
+        for batches in zip(*workers, strict=True):
+            parts = [model(batch, CONFIG.training.loss) for batch in batches]
+            optimizer.zero_grad()
+            (sum(part["loss"] for part in parts) / WORKERS).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.training.grad_clip)
+            optimizer.step()
+            schedule.step()
+            first.append({name: float(parts[0][name].detach()) for name in LOSSES})
+        curve.append({name: sum(step[name] for step in first) / len(first) for name in LOSSES})
+    return model.state_dict(), curve
+
+
+def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[dict[str, Any]], stop: threading.Event) -> None:
+    while not stop.wait(0.02):
+        if states := sorted(folder.glob("checkpoints/**/checkpoint*/state.json")):
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            if workers:
+                killed.append(storage.read_json(str(states[0]))["state"])
+                workers[-1].kill()
+                return
+
+
+def test_a_run_with_a_killed_worker_ends_as_if_nothing_had_happened(ray_cluster: str, tmp_path: Path) -> None:
+    sessions, table = write_inputs(tmp_path, users=USERS)
+    out = tmp_path / "out"
+    killed: list[dict[str, Any]] = []
+    stop = threading.Event()
+    killer = threading.Thread(target=kill_a_worker_after_the_first_checkpoint, args=(out, killed, stop))
+    killer.start()
+    try:
+        figures = train_retriever(CONFIG, sessions, table, str(out))
+    finally:
+        stop.set()
+        killer.join()
+
+    assert killed, "the run ended before its first checkpoint was seen"
+    assert sorted(path.name for path in out.iterdir()) == ["loss_curve.json", "model.safetensors"]
+    curve = storage.read_json(str(out / "loss_curve.json"))
+    assert curve[: killed[0]["epoch"]] == killed[0]["curve"]  # to the seconds: these epochs were not run again
+    weights, expected = undisturbed()
+    assert [point["epoch"] for point in curve] == list(range(1, EPOCHS + 1))
+    for point, losses in zip(curve, expected, strict=True):
+        assert {name: point[name] for name in LOSSES} == pytest.approx(losses, abs=1e-4)
+    trained = load_file(out / "model.safetensors")
+    for name, tensor in weights.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-4)
+
+    model = restore_model(CONFIG, codes_of(sids()), trained)
+    assert figures["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (figures["rows"], figures["workers"], figures["epochs"], figures["steps"]) == (USERS, WORKERS, EPOCHS, EPOCHS * USERS // 4)
+    assert {name: figures[name] for name in LOSSES} == {name: curve[-1][name] for name in LOSSES}

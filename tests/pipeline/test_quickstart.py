@@ -1,0 +1,76 @@
+"""The main job, end to end at the smallest preset: real Ray, Kubeflow's local runner, MLflow, Valkey and Serve."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from infra import storage
+from tests.command import rankgr
+from tests.logs import SETTINGS
+from tests.pipeline.conftest import Finished
+
+STEPS = ["evaluation", "gate", "precompute", "release", "semantic_ids", "sessions", "training"]
+
+
+def test_it_ends_well_and_shows_titles_fetched_over_http(finished: Finished) -> None:
+    assert finished.first.returncode == 0, finished.first.stderr[-3000:]
+    assert "slates fetched over HTTP" in finished.first.stdout
+    assert len(re.findall(r"Thing number \d+  -?\d", finished.first.stdout)) == 15
+
+
+def test_the_long_step_shows_rate_and_time_left(finished: Finished) -> None:
+    assert re.search(r"\d+/\d+ steps .*eta=\d+s.*rate=[\d.]+/s", finished.first.stderr)
+
+
+def test_bad_rows_are_quarantined_with_their_reason(finished: Finished) -> None:
+    (quarantine,) = (finished.folder / ".rankgr/steps/sessions").glob("*/quarantine/events.parquet")
+    table = storage.read_table(str(quarantine))
+    assert table["reason"].to_pylist() == ["the level is not one of 1, 2, 3, 4"] * 3
+    assert json.loads(table["raw"][0].as_py()) == {"uid": "u0", "sku": "sku-00", "at": 1_700_000_000, "stage": 9}
+
+
+def test_the_report_has_all_methods_and_the_seconds_of_each_step(finished: Finished) -> None:
+    report = json.loads(rankgr("report", "--json", folder=finished.folder).stdout)
+    for method in ("retriever", "item_knn", "popularity"):
+        assert 0 <= report[method]["ndcg@10"] <= report[method]["hr@10"] <= 1
+    assert report["invalid_rate"] == 0
+    assert sorted(report["seconds"]) == STEPS
+    assert report["gate"]["promoted"] is True
+
+
+def test_the_page_needs_nothing_from_outside(finished: Finished) -> None:
+    path = re.search(r"report: (\S+)", finished.first.stdout)
+    assert path is not None
+    page = storage.read_bytes(path.group(1)).decode()
+    assert "<svg" in page
+    assert "Thing number" in page
+    assert not re.search(r"""(src|href)=["']https?://""", page)
+
+
+def test_a_second_run_skips_every_finished_step_and_serves_the_same_slates(finished: Finished) -> None:
+    second = rankgr(*finished.arguments, folder=finished.folder)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert second.stderr.count("skipped: finished before") == len(STEPS)
+    shown = "slates fetched over HTTP"
+    table = lambda text: text[text.index(shown) : text.index("items ranked in full")].splitlines()[:-1]  # noqa: E731
+    assert table(second.stdout) == table(finished.first.stdout)
+
+
+def test_a_changed_setting_redoes_only_what_depends_on_it(finished: Finished) -> None:
+    changed = rankgr("evaluate", *finished.arguments[1:7], *SETTINGS, "--set", "evaluation.ks=[10]", folder=finished.folder)
+    assert changed.returncode == 0, changed.stderr[-3000:]
+    assert changed.stderr.count("skipped: finished before") == 3
+    assert "started" in next(line for line in changed.stderr.splitlines() if "step=evaluation" in line)
+
+
+def test_recommend_decodes_a_slate_without_any_service(finished: Finished) -> None:
+    done = rankgr("recommend", "u1", "-k", "4", folder=finished.folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Thing number") == 4
+
+
+def test_an_unknown_user_is_named(finished: Finished) -> None:
+    done = rankgr("recommend", "nobody", folder=finished.folder)
+    assert done.returncode == 3
+    assert "user 'nobody' is not in the logs" in done.stderr

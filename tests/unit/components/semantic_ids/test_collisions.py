@@ -1,0 +1,82 @@
+"""Items that share a SID move to the nearest one with room, the most popular ones stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.semantic_ids.collisions import check_capacity, resolve_collisions
+from components.semantic_ids.quantize import encode
+from infra.errors import DataError
+
+# Points on a line: the first level in steps of 100, the second in steps of 10, so that every distance is read off.
+CODEBOOKS = np.array([[[0], [100], [200]], [[0], [10], [20]]], dtype=np.float32)
+
+
+def resolve(places: list[float], popularity: list[int], *, capacity: int = 1) -> list[list[int]]:
+    vectors = np.asarray(places, dtype=np.float32)[:, None]
+    return resolve_collisions(encode(vectors, CODEBOOKS), vectors, CODEBOOKS, np.asarray(popularity), capacity=capacity).tolist()
+
+
+def test_items_without_collision_keep_their_codes() -> None:
+    assert resolve([0, 110, 220], [1, 2, 3]) == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_the_most_popular_item_keeps_its_code_and_the_other_takes_the_nearest_free_last_level() -> None:
+    # Both encode to 110 = (1, 1); 107 is nearer to 100 = (1, 0) than to 120 = (1, 2).
+    assert resolve([107, 111], [1, 9]) == [[1, 0], [1, 1]]
+    assert resolve([107, 111], [9, 1]) == [[1, 1], [1, 2]]
+
+
+def test_ties_of_popularity_go_to_the_lower_index() -> None:
+    assert resolve([110, 110, 110], [5, 5, 5]) == [[1, 1], [1, 0], [1, 2]]
+
+
+def test_an_item_finds_its_own_code_taken_by_one_that_moved_before() -> None:
+    # The second item moves to 100 = (1, 0), where the third, less popular one would have been; that goes to (1, 2).
+    assert resolve([110, 108, 101], [9, 5, 1]) == [[1, 1], [1, 0], [1, 2]]
+
+
+def test_a_full_prefix_sends_an_item_to_its_neighbour_at_the_level_above() -> None:
+    # (1, *) is full; 104 is 96 away from 200 and 104 from 0, of which the best code left is (2, 0).
+    assert resolve([100, 110, 120, 104], [9, 8, 7, 1]) == [[1, 0], [1, 1], [1, 2], [2, 0]]
+    assert resolve([100, 110, 120, 98], [9, 8, 7, 1]) == [[1, 0], [1, 1], [1, 2], [0, 2]]
+
+
+def test_shared_codes_hold_as_many_items_as_they_may() -> None:
+    assert resolve([110, 110, 110, 109], [4, 3, 2, 1], capacity=3) == [[1, 1]] * 3 + [[1, 0]]
+
+
+def test_a_full_code_space_is_used_to_the_last_code() -> None:
+    codes = resolve([110] * 9, list(range(9)))
+    assert sorted(codes) == [[first, second] for first in range(3) for second in range(3)]
+    with pytest.raises(DataError, match="hold 9 items, the catalogue has 10"):
+        resolve([110] * 10, list(range(10)))
+
+
+def test_the_capacity_error_names_sizes_that_would_do() -> None:
+    with pytest.raises(DataError, match=r"16\^2 codes x 5 items a code hold 1280 items, the catalogue has 2000") as caught:
+        check_capacity(2000, levels=2, codes=16, per_sid=5)
+    assert "semantic_ids.codes" in caught.value.where
+    assert "at least 20" in caught.value.mend
+    check_capacity(2000, levels=2, codes=20, per_sid=5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 230), st.integers(0, 5)), min_size=1, max_size=18), st.sampled_from([1, 2, 5]))
+def test_no_code_is_over_its_capacity_and_the_most_popular_item_of_each_code_stays(items: list[tuple[int, int]], capacity: int) -> None:
+    items = items[: 9 * capacity]
+    places, popularity = [float(place) for place, _ in items], [count for _, count in items]
+    codes = [tuple(code) for code in resolve(places, popularity, capacity=capacity)]
+    assert max(Counter(codes).values()) <= capacity
+    assert codes == [tuple(code) for code in resolve(places, popularity, capacity=capacity)]
+    own = [tuple(code) for code in encode(np.asarray(places, dtype=np.float32)[:, None], CODEBOOKS).tolist()]
+    best = max(range(len(items)), key=lambda item: (popularity[item], -item))
+    assert codes[best] == own[best]
+    counts = Counter(own)
+    if max(counts.values()) <= capacity:
+        assert codes == own

@@ -1,0 +1,97 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.retriever.packing import Row
+from components.training.data import epoch_batches, steps_per_epoch, training_rows
+from infra.errors import ConfigError
+from infra.records import TIMELINES
+from tests.unit.components.training.small import configuration
+
+
+def numbered_rows(lengths):
+    """Row i has its number as its only target."""
+    one = np.zeros(1, dtype=np.int64)
+    return [Row(np.arange(length), np.ones(length, np.int64), np.array([i]), one + 3, one, one) for i, length in enumerate(lengths)]
+
+
+def epoch(rows, *, workers=1, per_batch=2, number=0, seed=0):
+    """For each worker, the row numbers of its batches."""
+    return [
+        [
+            batch.target_items_BP.flatten().tolist()
+            for batch in epoch_batches(rows, rows_per_batch=per_batch, epoch=number, seed=seed, rank=rank, world_size=workers)
+        ]
+        for rank in range(workers)
+    ]
+
+
+lengths = st.lists(st.integers(0, 130), min_size=1, max_size=40)
+
+
+@given(lengths, st.integers(1, 4), st.integers(1, 5), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_every_row_comes_once_an_epoch_and_every_worker_steps_alike(sizes, workers, per_batch, number):
+    by_worker = epoch(numbered_rows(sizes), workers=workers, per_batch=per_batch, number=number)
+    steps = steps_per_epoch(len(sizes), rows_per_batch=per_batch, world_size=workers)
+    assert [len(batches) for batches in by_worker] == [steps] * workers
+    assert all(1 <= len(batch) <= per_batch for batches in by_worker for batch in batches)
+    seen = [i for batches in by_worker for batch in batches for i in batch]
+    assert set(seen) == set(range(len(sizes)))
+    # Where the last step has fewer rows than workers, some rows come again, one for each worker without any.
+    left = len(sizes) % (per_batch * workers)
+    assert len(seen) - len(sizes) == (workers - left if 0 < left < workers else 0)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    rows = numbered_rows([3] * 20)
+    assert epoch(rows, number=4, seed=1) == epoch(rows, number=4, seed=1)
+    assert epoch(rows, number=4, seed=1) != epoch(rows, number=5, seed=1)
+    assert epoch(rows, number=4, seed=1) != epoch(rows, number=4, seed=2)
+
+
+def test_rows_of_like_length_share_a_batch():
+    sizes = [4, 200] * 8
+    for batch in epoch(numbered_rows(sizes), per_batch=4)[0]:
+        assert len({sizes[i] for i in batch}) == 1
+
+
+def table(items, levels, requests, phases):
+    row = {"user_id": "u", "items": items, "levels": levels, "timestamps": requests, "requests": requests, "phases": phases}
+    return pa.Table.from_pylist([row], schema=TIMELINES)
+
+
+FOUR_LEVELS = table([5, 6, 7, 8], [1, 2, 3, 4], [0, 1, 2, 3], [0, 0, 0, 0])
+
+
+def test_only_the_training_phase_is_read():
+    (row,) = training_rows(table([5, 6, 7, 8], [3, 3, 3, 3], [0, 0, 1, 2], [0, 0, 1, 2]), configuration())
+    assert (row.items.tolist(), row.target_items.tolist()) == ([5, 6], [5, 6])
+
+
+def test_a_user_without_a_training_event_has_no_row():
+    assert training_rows(table([5], [3], [0], [1]), configuration()) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "targets"),
+    [
+        (["training.loss.alpha=1", "training.loss.ntp_level_weights={}"], [5, 6, 7, 8]),
+        (["training.loss.alpha=0", "training.loss.ntp_level_weights={2: 1.0}"], [6, 7, 8]),
+        (["training.loss.alpha=0", "training.loss.ntp_level_weights={4: 1.0}"], [7, 8]),
+        (["training.loss.alpha=0", "training.loss.ntp_level_weights={4: 1.0}", "training.loss.rsp_weight=0"], [8]),
+        (["training.loss.alpha=0", "training.loss.ntp_level_weights={}", "split.positive_level=4"], [8]),
+    ],
+)
+def test_an_event_is_a_target_from_the_lowest_level_on_that_any_loss_uses(losses, targets):
+    (row,) = training_rows(FOUR_LEVELS, configuration(*losses))
+    assert row.target_items.tolist() == targets
+    assert row.items.tolist() == [5, 6, 7, 8]
+
+
+def test_losses_that_all_weigh_nothing_are_refused():
+    nothing = configuration("training.loss.alpha=0", "training.loss.ntp_level_weights={}", "training.loss.rsp_weight=0")
+    with pytest.raises(ConfigError, match="weight 0"):
+        training_rows(FOUR_LEVELS, nothing)

@@ -1,0 +1,63 @@
+"""What a KFP component does around its step: settings in, errors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.config import Config, load_config
+from infra.errors import ConfigError, DataError, IntegrityError
+from infra.kfp_run import raise_saved_error, step_process
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load_config(preset="tiny", overrides=[f"workspace={tmp_path / 'ws'}"])
+
+
+def fail(config: Config, error: Exception) -> SystemExit:
+    with pytest.raises(SystemExit) as ended, step_process(config.to_json(), "r1", fresh=False):
+        raise error
+    return ended.value
+
+
+def test_a_step_gets_the_run_of_its_parameters(config: Config) -> None:
+    with step_process(config.to_json(), "r1", fresh=True) as run:
+        assert (run.config, run.run_id, run.fresh) == (config, "r1", True)
+    raise_saved_error(config.workspace, "r1")
+
+
+def test_an_error_ends_the_step_with_its_exit_code_and_is_raised_again_as_what_it_was(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail(config, DataError("broken", where="log.csv", mend="repair it")).code == 3
+    assert "broken" in capsys.readouterr().err
+    with pytest.raises(DataError) as caught:
+        raise_saved_error(config.workspace, "r1")
+    assert str(caught.value) == "broken\n  where: log.csv\n  mend:  repair it"
+    raise_saved_error(config.workspace, "another run")
+
+
+def test_a_later_attempt_of_the_run_forgets_the_error(config: Config) -> None:
+    fail(config, IntegrityError("damaged"))
+    with step_process(config.to_json(), "r1", fresh=False):
+        pass
+    raise_saved_error(config.workspace, "r1")
+
+
+def test_a_full_disk_does_not_hide_the_error(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "ws").write_text("a file where the workspace should be")
+    assert fail(config, DataError("broken")).code == 3
+
+
+def test_an_error_of_nobody_gets_through(config: Config) -> None:
+    with pytest.raises(ZeroDivisionError), step_process(config.to_json(), "r1", fresh=False):
+        raise ZeroDivisionError
+
+
+def test_settings_that_the_schema_refuses_end_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, step_process('{"sed": 1}', "r1", fresh=False):
+        pass
+    assert ended.value.code == ConfigError.exit_code
+    assert "did you mean 'seed'?" in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""A folder counts once it is committed; what is damaged or cannot be written says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from infra import storage
+from infra.errors import IntegrityError, StorageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A committed folder with two files."""
+    uri = str(tmp_path / "step")
+    storage.write_bytes(f"{uri}/a.bin", b"abc" * 1000)
+    storage.write_json(f"{uri}/deep/b.json", {"x": 1})
+    storage.commit(uri, {"rows": 7})
+    return uri
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_committed_folder_opens_with_its_metadata(folder: str) -> None:
+    manifest = storage.open_committed(folder)
+    assert manifest.metadata == {"rows": 7}
+    assert sorted(manifest.files) == ["a.bin", "deep/b.json"]
+    assert storage.read_manifest(folder) == manifest
+
+
+def test_the_digest_depends_on_the_contents_alone(folder: str, tmp_path: Path) -> None:
+    before = storage.open_committed(folder).digest
+    assert storage.commit(folder, {"rows": 8}).digest == before
+    storage.write_bytes(f"{folder}/a.bin", b"other")
+    assert storage.commit(folder).digest != before
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "step" / "a"), b"x")
+    assert storage.read_manifest(str(tmp_path / "step")) is None
+    with pytest.raises(IntegrityError, match="never committed"):
+        storage.open_committed(str(tmp_path / "step"))
+
+
+def test_a_flipped_byte_is_found(folder: str) -> None:
+    path = Path(folder, "a.bin")
+    content = bytearray(path.read_bytes())
+    content[1500] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="does not match its sha256") as caught:
+        storage.open_committed(folder)
+    assert caught.value.where == str(path)
+    assert storage.open_committed(folder, verify=False).metadata == {"rows": 7}
+
+
+def test_a_missing_file_is_found(folder: str) -> None:
+    Path(folder, "deep", "b.json").unlink()
+    with pytest.raises(IntegrityError, match="a file of the manifest is missing") as caught:
+        storage.open_committed(folder)
+    assert caught.value.where.endswith("deep/b.json")
+
+
+def test_a_damaged_manifest_is_an_integrity_error(folder: str) -> None:
+    Path(folder, storage.MANIFEST).write_text('{"files": ')
+    with pytest.raises(IntegrityError, match="not a readable JSON file"):
+        storage.open_committed(folder)
+
+
+def test_a_write_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    uri = str(tmp_path / "deep" / "file")
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"two")
+    assert storage.read_bytes(uri) == b"two"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "ours"), b"")
+    (tmp_path / "usual").touch()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "usual")]
+    assert modes[0] == modes[1]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_bytes(uri, b"new")
+    assert storage.read_bytes(uri) == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_writer_left_is_no_part_of_the_folder(folder: str) -> None:
+    Path(folder, ".aside-0123").write_bytes(b"half")
+    assert sorted(storage.commit(folder).files) == ["a.bin", "deep/b.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_storage_error_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    # The call that reports a full disk, as the kernel would let it fail: a small file system cannot be mounted everywhere.
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full") as caught:
+        storage.write_table(pa.table({"a": [1]}), str(tmp_path / "table.parquet"))
+    assert "free some space" in caught.value.mend
+    assert names(tmp_path) == []
+
+
+def test_a_real_device_without_space_is_a_storage_error() -> None:
+    with pytest.raises(StorageError, match="the disk is full"), storage.storage_errors("/dev/full"):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not exist") as caught:
+        storage.read_bytes(str(tmp_path / "nowhere"))
+    assert "nowhere" in caught.value.where
+    assert not storage.exists(str(tmp_path / "nowhere"))
+
+
+def test_denied_access_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="access is denied"), storage.storage_errors("s3://bucket/key"):
+        raise PermissionError
+
+
+def test_a_scheme_without_a_driver_is_a_storage_error() -> None:
+    with pytest.raises(StorageError):
+        storage.exists("nosuch://bucket/key")
+
+
+def test_a_path_through_a_file_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"x")
+
+
+def test_tables_of_a_folder_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "odd [name]"
+    for number in (2, 0, 1):
+        storage.write_table(pa.table({"a": [number]}), str(folder / f"part-{number}.parquet"))
+    assert storage.read_table(str(folder))["a"].to_pylist() == [0, 1, 2]
+    assert storage.read_table(str(folder / "part-2.parquet"))["a"].to_pylist() == [2]
+
+
+def test_a_folder_without_tables_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not exist"):
+        storage.read_table(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_table_is_an_integrity_error(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "t.parquet"
+    storage.write_table(pa.table({"a": list(range(1000))}), str(path))
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[:-10]
+    else:
+        content[4:300] = bytes(byte ^ 0xFF for byte in content[4:300])
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="not a readable Parquet file") as caught:
+        storage.read_table(str(path))
+    assert caught.value.where == str(path)
+
+
+def test_a_local_copy_of_a_local_path_is_the_path_itself(folder: str) -> None:
+    with storage.local_copy(folder) as path:
+        assert path == Path(folder)
+    with storage.local_copy(f"file://{folder}") as path:
+        assert (path / "a.bin").exists()
+    assert Path(folder).exists()
+
+
+def test_a_local_copy_of_a_remote_folder_is_gone_afterwards() -> None:
+    storage.write_bytes("memory://bucket/model/config.json", b"{}")
+    with storage.local_copy("memory://bucket/model") as path:
+        assert json.loads((path / "config.json").read_text()) == {}
+    assert not path.exists()
+    storage.remove("memory://bucket")
+
+
+def test_remove_takes_files_folders_and_nothing(folder: str) -> None:
+    storage.remove(f"{folder}/a.bin")
+    storage.remove(folder)
+    storage.remove(folder)
+    assert not storage.exists(folder)
+
+
+def test_uris_are_joined_by_one_slash() -> None:
+    assert storage.join("s3://bucket/a/", "b", "c") == "s3://bucket/a/b/c"
+    assert storage.is_local("/a")
+    assert storage.is_local("file:///a")
+    assert not storage.is_local("s3://a")
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
+    assert storage.hash_json({"a": 1, "b": 2}) == storage.hash_json({"b": 2, "a": 1})
+    assert storage.hash_json({"a": 1}) != storage.hash_json({"a": 2})
