@@ -96,6 +96,10 @@ def storage_errors(uri: str) -> Iterator[None]:
         raise StorageError(f"the storage failed: {error}", where=uri, mend="see `rankgr doctor`") from error
     except ImportError as error:
         raise StorageError(f"no driver for this URI: {error}", where=uri, mend="pip install s3fs") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("botocore."):  # whose errors have no common base with ours
+            raise
+        raise StorageError(f"S3 cannot be used: {error}", where=uri, mend="check AWS_ENDPOINT_URL and the credentials") from error
 
 
 def exists(uri: str) -> bool:

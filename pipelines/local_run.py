@@ -103,14 +103,15 @@ class _StepLines(io.TextIOBase):
     _THEIRS = re.compile(r"^\s{0,4}(\[KFP|\d\d:\d\d:\d\d\.\d{3} - |\{$|Output: |Input|$)")
 
     def __init__(self) -> None:
-        self._pending, self._passing = "", False
+        self._pending, self._goes_on = "", False
 
     def write(self, text: str) -> int:
         *lines, self._pending = (self._pending + text).split("\n")
         for line in lines:
-            # An error or a traceback goes on over further lines, until someone else speaks.
-            self._passing = bool(self._OURS.match(line)) or (self._passing and not self._THEIRS.match(line))
-            if self._passing:
+            if self._OURS.match(line):
+                self._goes_on = "[error" in line or "Traceback" in line
+                sys.stderr.write(line.removeprefix("    ") + "\n")
+            elif self._goes_on and not self._THEIRS.match(line):  # further lines of an error or a traceback
                 sys.stderr.write(line.removeprefix("    ") + "\n")
         sys.stderr.flush()
         return len(text)

@@ -61,8 +61,24 @@ def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version
 
 
 @contextmanager
-def start(config: Config, bundle_uri: str | None, redis_url: str, *, version: str = "", loader: Loader = load_bundle) -> Iterator[str]:
+def start(
+    config: Config,
+    bundle_uri: str | None,
+    redis_url: str,
+    *,
+    version: str = "",
+    loader: Loader = load_bundle,
+    ends_with_cluster: bool = False,
+) -> Iterator[str]:
     """Run the application on the Ray cluster of this process; yields its base URL once it answers.
+
+    Args:
+        config: as for `build_app`.
+        bundle_uri: as for `build_app`.
+        redis_url: as for `build_app`.
+        version: as for `build_app`.
+        loader: as for `build_app`.
+        ends_with_cluster: do not wait for replicas to leave one by one, since the caller ends the whole cluster.
 
     Raises:
         ConfigError: the host is not the loopback interface and `serving.allow_remote` is not set.
@@ -90,7 +106,8 @@ def start(config: Config, bundle_uri: str | None, redis_url: str, *, version: st
         get_logger("serving").info("answering", url=url, docs=f"{url}/docs")
         yield url
     finally:
-        serve.shutdown()
+        if not ends_with_cluster:
+            serve.shutdown()
 
 
 def _wait_until_ready(url: str) -> None:

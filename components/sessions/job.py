@@ -49,6 +49,8 @@ def prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
         DataError: missing columns, unreadable files, more than `max_bad_fraction` bad rows, nothing left.
         StorageError: `out_uri` cannot be written.
     """
+    import ray.data  # noqa: F401 - sets its loggers up, so it comes before they are silenced
+
     quiet_ray(errors_too=True)
     with _errors_of_tasks():
         return _prepare_sessions(config, out_uri)

@@ -19,7 +19,7 @@ from components.training.loop import build_model, build_optimizer, first_state, 
 from infra import storage
 from infra.cluster import ray_session, unwrap
 from infra.config import Config
-from infra.errors import DataError, RankGRError, TrainingError, describe, raise_described
+from infra.errors import ConfigError, DataError, RankGRError, TrainingError, describe, raise_described
 from infra.logs import get_logger
 from infra.progress import remote_progress
 from infra.steps import Run, StepResult, content_of, job_main, run_step
@@ -71,8 +71,8 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
                 raise ours from None
             last = [line for line in str(error).splitlines() if line.strip()][-1]
             raise TrainingError(f"training failed: {last}", where="Ray Train", mend="see Ray's logs; run again to resume") from error
-    if result.metrics and "error" in result.metrics:
-        raise_described(result.metrics["error"])
+    if result.return_value:
+        raise_described(result.return_value)
     assert result.checkpoint is not None and result.metrics is not None
     with result.checkpoint.as_directory() as folder:
         storage.write_bytes(storage.join(out_uri, WEIGHTS), (Path(folder) / WEIGHTS).read_bytes())
@@ -82,14 +82,13 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
     return metrics
 
 
-def _worker(arguments: Mapping[str, Any]) -> None:
-    """What each DDP worker runs; errors that every worker meets alike are told rather than raised, for no retry helps."""
-    import ray.train
-
+def _worker(arguments: Mapping[str, Any]) -> dict[str, str] | None:
+    """What each DDP worker runs; errors that every worker meets alike are returned, not raised: no retry would help."""
     try:
         _train(arguments)
-    except (DataError, TrainingError) as error:
-        ray.train.report({"error": describe(error)})
+    except (ConfigError, DataError, TrainingError) as error:
+        return describe(error)
+    return None
 
 
 def _train(arguments: Mapping[str, Any]) -> None:

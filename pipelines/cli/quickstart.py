@@ -101,7 +101,9 @@ def _served_users(settings: Config, records: Mapping[str, StepResult]) -> list[d
     version = records["release"].metadata["version"]
     free = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": 0})})
     examples = storage.read_json(storage.join(records["evaluation"].uri, "examples.json"))
-    with start(free, bundle, redis_url(settings), version=version) as url, httpx.Client(base_url=url, timeout=30) as client:
+    own_cluster = not settings.cluster.address
+    service = start(free, bundle, redis_url(settings), version=version, ends_with_cluster=own_cluster)
+    with service as url, httpx.Client(base_url=url, timeout=30) as client:
         users = []
         for user in [example["user_id"] for example in examples[:_SHOWN_USERS]]:
             history = client.get(f"/v1/users/{user}/history").raise_for_status().json()

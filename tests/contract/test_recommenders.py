@@ -4,10 +4,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from components.evaluation.baselines import ItemKNN, Popularity
 from components.evaluation.protocol import TrainEvents
 from components.retriever.contract import History, Recommender
+from components.retriever.model import Retriever
+from components.retriever.packing import collate, rows_of_timeline
+from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.trie import build_trie
+from infra.config import DecodingConfig, LossConfig, RetrieverConfig
 from infra.records import Level
 
 N_ITEMS, N_USERS = 12, 60
@@ -25,7 +31,29 @@ def item_knn(events: TrainEvents, n_items: int) -> Recommender:
     return ItemKNN.fit(events, n_items, min_level=1, shrinkage=1.0, decay=0.9)
 
 
-FACTORIES: list[Factory] = [popularity, item_knn]
+def retriever(events: TrainEvents, n_items: int) -> Recommender:
+    """A tiny retriever; each user's events are learned as two requests (history) and as one (cold start)."""
+    codes = np.array([[item % 4, item // 4] for item in range(n_items)])
+    config = RetrieverConfig(hidden_size=16, layers=1, heads=2, kv_heads=1, ff_size=32, dropout=0.0, rank_heads=1, rank_mlp=16)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = Retriever(config, codes, n_codes=4)
+    rows = []
+    for user in np.unique(events.users):
+        items, levels = (column[events.users == user].astype(np.int64) for column in (events.items, events.levels))
+        for requests in (np.arange(len(items)), np.zeros(len(items), dtype=np.int64)):
+            rows += rows_of_timeline(items, levels, requests, history_min_level=1, target_min_level=1, max_history=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for start in range(0, 10 * len(rows), 20):
+        batch = collate([rows[i % len(rows)] for i in range(start, start + 20)])
+        optimizer.zero_grad()
+        model(batch, LossConfig(train_lambdas=[4, 4]))["loss"].backward()
+        optimizer.step()
+    trie = build_trie(codes, np.bincount(events.items, minlength=n_items), n_codes=4)
+    return RetrieverRecommender(model, trie, DecodingConfig(beams=[4, n_items], lambdas=[4, 4], users_per_batch=4))
+
+
+FACTORIES: list[Factory] = [popularity, item_knn, retriever]
 
 
 def world() -> TrainEvents:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from s3fs import S3FileSystem
 
 from infra import storage
 from infra.errors import IntegrityError, StorageError
+from infra.local import free_port
 
 
 @pytest.fixture
@@ -141,6 +143,26 @@ def test_denied_access_is_told(tmp_path: Path) -> None:
 def test_a_scheme_without_a_driver_is_a_storage_error() -> None:
     with pytest.raises(StorageError):
         storage.exists("nosuch://bucket/key")
+
+
+@pytest.mark.parametrize(
+    ("credentials", "message"),
+    [({}, "Unable to locate credentials"), ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, "Could not connect")],
+)
+def test_an_s3_without_credentials_or_without_answer_is_a_storage_error(
+    credentials: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    closed = f"http://127.0.0.1:{free_port()}"
+    alone = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in {**alone, "AWS_ENDPOINT_URL": closed, "AWS_MAX_ATTEMPTS": "1", **credentials}.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=message) as caught:
+        storage.read_bytes("s3://bucket/key")
+    S3FileSystem.clear_instance_cache()
+    assert "AWS_ENDPOINT_URL" in caught.value.mend
 
 
 def test_a_path_through_a_file_is_a_storage_error(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_user_without_a_training_event_has_no_row():
         (["training.loss.alpha=1", "training.loss.ntp_level_weights={}"], [5, 6, 7, 8]),
         (["training.loss.alpha=0", "training.loss.ntp_level_weights={2: 1.0}"], [6, 7, 8]),
         (["training.loss.alpha=0", "training.loss.ntp_level_weights={4: 1.0}"], [7, 8]),
-        (["training.loss.alpha=0", "training.loss.ntp_level_weights={4: 1.0}", "training.loss.rsp_weight=0"], [8]),
+        (["training.loss.alpha=0", "training.loss.ntp_level_weights={4: 1.0}", "training.loss.rsp_weight=0", "decoding.score=iap"], [8]),
         (["training.loss.alpha=0", "training.loss.ntp_level_weights={}", "split.positive_level=4"], [8]),
     ],
 )
@@ -92,6 +92,7 @@ def test_an_event_is_a_target_from_the_lowest_level_on_that_any_loss_uses(losses
 
 
 def test_losses_that_all_weigh_nothing_are_refused():
-    nothing = configuration("training.loss.alpha=0", "training.loss.ntp_level_weights={}", "training.loss.rsp_weight=0")
+    losses = ["training.loss.alpha=0", "training.loss.ntp_level_weights={}", "training.loss.rsp_weight=0"]
+    nothing = configuration(*losses, "decoding.score=iap")
     with pytest.raises(ConfigError, match="weight 0"):
         training_rows(FOUR_LEVELS, nothing)

@@ -83,7 +83,7 @@ def test_norms_and_biases_do_not_decay():
 
 
 def test_without_its_loss_the_rank_head_is_not_trained():
-    config = configuration("training.loss.rsp_weight=0")
+    config = configuration("training.loss.rsp_weight=0", "decoding.score=iap")
     model = build_model(config, sids())
     trained = {id(p) for group in build_optimizer(model, config, 5)[0].param_groups for p in group["params"]}
     assert not trained & {id(p) for p in model.rank_head.parameters()}
@@ -173,7 +173,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_weights(value):
 
 def test_the_golden_losses_have_not_moved():
     """Three steps from a fixed seed. RANKGR_WRITE_GOLDEN=1 writes the file anew, for a change that is meant to move them."""
-    config = configuration("training.rows_per_batch=4", "training.loss.beta=0.7", "training.loss.train_lambdas=[3, 2]")
+    config = configuration(
+        "training.rows_per_batch=4", "training.loss.beta=0.7", "training.loss.train_lambdas=[3, 2]", "decoding.score=iap"
+    )
     trainer = Trainer(config)
     found = []
     for start in range(0, 12, 4):
