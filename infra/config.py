@@ -164,6 +164,8 @@ class TrainingConfig(Section):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     grad_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    """Decay a step of the moving average of the weights that is released; 0 releases the last weights."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     loss: LossConfig = LossConfig()
     checkpoint_every_epochs: int = Field(2, ge=1)

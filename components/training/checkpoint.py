@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 WEIGHTS = "model.safetensors"
+"""What is released: the averaged weights."""
+_TRAINED = "trained.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 
@@ -21,14 +24,27 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    state: dict[str, Any],
+) -> None:
     """Write everything that training needs to go on at the start of the next epoch.
 
     Args:
+        folder: made if need be.
+        model: being trained.
+        average: of its weights.
+        optimizer: AdamW.
+        schedule: of the learning rate.
         state: JSON values, `epoch` (epochs finished) and the loss curve among them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(trained_state(model), folder / WEIGHTS)
+    save_file(trained_state(average.module), folder / WEIGHTS)
+    save_file(trained_state(model), folder / _TRAINED)
     saved = optimizer.state_dict()
     moments = {
         f"{index}.{name}": value.detach().cpu().contiguous() for index, entry in saved["state"].items() for name, value in entry.items()
@@ -39,9 +55,12 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     (folder / _STATE).write_text(json.dumps(rest))
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> dict[str, Any]:
+def load_checkpoint(
+    folder: Path, model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer, schedule: LRScheduler
+) -> dict[str, Any]:
     """Inverse of `save_checkpoint`; returns its `state`."""
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(load_file(folder / _TRAINED))
+    average.module.load_state_dict(load_file(folder / WEIGHTS))
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(folder / _OPTIMIZER).items():
         index, _, name = key.partition(".")
@@ -49,4 +68,5 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     rest = json.loads((folder / _STATE).read_text())
     optimizer.load_state_dict({"state": moments, "param_groups": rest["param_groups"]})
     schedule.load_state_dict(rest["schedule"])
+    average.n_averaged.fill_(rest["state"]["steps"])
     return dict(rest["state"])

@@ -15,7 +15,7 @@ from torch import nn
 
 from components.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
 from components.training.data import steps_per_epoch, training_rows
-from components.training.loop import build_model, build_optimizer, first_state, run_epochs
+from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs
 from infra import storage
 from infra.cluster import ray_session, unwrap
 from infra.config import Config
@@ -105,11 +105,12 @@ def _train(arguments: Mapping[str, Any]) -> None:
     model = build_model(config, storage.read_table(storage.join(arguments["sids"], "sids.parquet")))
     steps = steps_per_epoch(len(rows), rows_per_batch=training.rows_per_batch, world_size=world_size)
     optimizer, schedule = build_optimizer(model, config, steps)
+    average = build_average(model, config)
     state = first_state()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            state = load_checkpoint(Path(folder), model, optimizer, schedule)
+            state = load_checkpoint(Path(folder), model, average, optimizer, schedule)
         get_logger(STEP).info("resumed", epoch=state["epoch"])
     # Our buffers are constants (SIDs); by default DDP would send them with every step.
     ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
@@ -118,11 +119,11 @@ def _train(arguments: Mapping[str, Any]) -> None:
         if rank == 0 and (done % _TELL_EVERY == 0 or done == total):
             arguments["progress"].set.remote(done, total, figures)
 
-    for reached in run_epochs(ddp, rows, optimizer, schedule, config, state, rank=rank, world_size=world_size, tell=tell):
+    for reached in run_epochs(ddp, average, rows, optimizer, schedule, config, state, rank=rank, world_size=world_size, tell=tell):
         if reached["epoch"] == training.epochs or reached["epoch"] % training.checkpoint_every_epochs == 0:
             with tempfile.TemporaryDirectory() as folder:
                 if rank == 0:
-                    save_checkpoint(Path(folder), model, optimizer, schedule, reached)
+                    save_checkpoint(Path(folder), model, average, optimizer, schedule, reached)
                 saved = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
                 ray.train.report(_metrics(model, reached, rows=len(rows), workers=world_size), checkpoint=saved)
 

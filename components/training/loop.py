@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from components.retriever.bundle import codes_of
 from components.retriever.model import Retriever
@@ -49,6 +50,12 @@ def build_optimizer(model: nn.Module, config: Config, steps: int) -> tuple[torch
     return optimizer, LambdaLR(optimizer, factor)
 
 
+def build_average(model: nn.Module, config: Config) -> AveragedModel:
+    """The exponential moving average of a model's weights over the steps, which is what gets released."""
+    average = get_ema_multi_avg_fn(config.training.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average)
+
+
 def train_step(
     model: nn.Module,
     batch: Batch,
@@ -82,6 +89,7 @@ def first_state() -> dict[str, Any]:
 
 def run_epochs(
     model: nn.Module,
+    average: AveragedModel,
     rows: Sequence[Row],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -96,6 +104,7 @@ def run_epochs(
 
     Args:
         model: wrapped in DDP where there are several workers.
+        average: of `model`, updated after each step.
         rows: of all workers.
         state: of `first_state` or a checkpoint; not changed.
         rank: of this worker.
@@ -117,6 +126,7 @@ def run_epochs(
         losses = []
         for done, batch in enumerate(batches, epoch * steps + 1):
             losses.append(train_step(model, batch, optimizer, schedule, config))
+            average.update_parameters(model)
             if tell is not None:
                 tell(done, training.epochs * steps, {"epoch": epoch + 1, "loss": round(losses[-1]["loss"], 3)})
         mean = {name: sum(step[name] for step in losses) / len(losses) for name in losses[0]}

@@ -16,6 +16,7 @@ from components.training.data import epoch_batches, steps_per_epoch, training_ro
 from components.training.job import train_retriever
 from components.training.loop import build_model, build_optimizer
 from infra import storage
+from infra.errors import DataError
 from tests.unit.components.training.small import configuration, sids, timelines, write_inputs
 
 USERS, WORKERS, EPOCHS = 60, 2, 6
@@ -93,3 +94,10 @@ def test_a_run_with_a_killed_worker_ends_as_if_nothing_had_happened(ray_cluster:
     assert figures["parameters"] == sum(p.numel() for p in model.parameters())
     assert (figures["rows"], figures["workers"], figures["epochs"], figures["steps"]) == (USERS, WORKERS, EPOCHS, EPOCHS * USERS // 4)
     assert {name: figures[name] for name in LOSSES} == {name: curve[-1][name] for name in LOSSES}
+
+
+def test_an_error_that_no_retry_would_mend_is_raised_as_it_is(ray_cluster: str, tmp_path: Path) -> None:
+    sessions, table = write_inputs(tmp_path, users=1, events=1)  # its only click is for validation
+    with pytest.raises(DataError, match="no event is left") as caught:
+        train_retriever(configuration("training.workers=1"), sessions, table, str(tmp_path / "out"))
+    assert caught.value.where == sessions

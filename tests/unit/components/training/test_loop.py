@@ -15,7 +15,7 @@ from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.trie import build_trie
 from components.training.checkpoint import load_checkpoint, save_checkpoint
 from components.training.data import steps_per_epoch, training_rows
-from components.training.loop import build_model, build_optimizer, first_state, run_epochs, train_step
+from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs, train_step
 from infra.errors import TrainingError
 from tests.unit.components.training.small import N_ITEMS, K, configuration, sids, timelines
 
@@ -30,11 +30,12 @@ class Trainer:
         self.model = build_model(config, sids())
         steps = steps_per_epoch(len(self.rows), rows_per_batch=config.training.rows_per_batch, world_size=1)
         self.optimizer, self.schedule = build_optimizer(self.model, config, steps)
+        self.average = build_average(self.model, config)
         self.state = first_state()
 
     def run(self, epochs=math.inf, tell=None):
         """Train for some epochs, or to the end."""
-        for state in run_epochs(self.model, self.rows, self.optimizer, self.schedule, self.config, self.state, tell=tell):
+        for state in run_epochs(self.model, self.average, self.rows, self.optimizer, self.schedule, self.config, self.state, tell=tell):
             self.state = state
             epochs -= 1
             if not epochs:
@@ -42,16 +43,17 @@ class Trainer:
         return self
 
     def save(self, folder):
-        save_checkpoint(folder, self.model, self.optimizer, self.schedule, self.state)
+        save_checkpoint(folder, self.model, self.average, self.optimizer, self.schedule, self.state)
 
     def load(self, folder):
-        self.state = load_checkpoint(folder, self.model, self.optimizer, self.schedule)
+        self.state = load_checkpoint(folder, self.model, self.average, self.optimizer, self.schedule)
         return self
 
 
 def assert_same_weights(one, other):
-    for (name, a), b in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    for mine, theirs in ((one.model, other.model), (one.average.module, other.average.module)):
+        for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
 
 
 def losses(trainer):
@@ -70,6 +72,15 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     cosine = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
     assert rates == pytest.approx([0.1 * factor for factor in [0.5, 1.0, *cosine]], abs=1e-8)
     assert rates[-1] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_average_moves_a_tenth_of_the_way_to_the_weights_at_a_decay_of_nine_tenths():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = build_average(model, configuration("training.ema_decay=0.9"))
+    for weight, expected in ((2.0, 2.0), (4.0, 2.2), (2.2, 2.2), (12.2, 3.2)):  # the first step starts it
+        torch.nn.init.constant_(model.weight, weight)
+        average.update_parameters(model)
+        assert average.module.weight.item() == pytest.approx(expected)
 
 
 def test_norms_and_biases_do_not_decay():
