@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from components.retriever.bundle import codes_of, restore_model
 from components.training.data import epoch_batches, steps_per_epoch, training_rows
 from components.training.job import train_retriever
-from components.training.loop import build_model, build_optimizer
+from components.training.loop import build_average, build_model, build_optimizer
 from infra import storage
 from infra.errors import DataError
 from tests.unit.components.training.small import configuration, sids, timelines, write_inputs
@@ -32,10 +32,11 @@ LOSSES = ("loss", "ntp", "ldpo", "bce")
 
 
 def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Weights, and the mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
+    """Averaged weights, and the mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
     rows = training_rows(timelines(users=USERS), CONFIG)
     model = build_model(CONFIG, sids())
     optimizer, schedule = build_optimizer(model, CONFIG, steps_per_epoch(len(rows), rows_per_batch=2, world_size=WORKERS))
+    average = build_average(model, CONFIG)
     curve = []
     for epoch in range(EPOCHS):
         workers = [epoch_batches(rows, rows_per_batch=2, epoch=epoch, seed=0, rank=rank, world_size=WORKERS) for rank in range(WORKERS)]
@@ -47,9 +48,10 @@ def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.training.grad_clip)
             optimizer.step()
             schedule.step()
+            average.update_parameters(model)
             first.append({name: float(parts[0][name].detach()) for name in LOSSES})
         curve.append({name: sum(step[name] for step in first) / len(first) for name in LOSSES})
-    return model.state_dict(), curve
+    return average.module.state_dict(), curve
 
 
 def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[dict[str, Any]], stop: threading.Event) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.precompute.job import history_of, main, precompute
+from components.precompute.job import history_of, precompute
 from infra.config import Config, load_config
 from infra.errors import DataError, IntegrityError, ServiceError
 from infra.local import free_port
@@ -89,14 +89,3 @@ def test_what_is_missing_is_named(config: Config, bundle: str, timelines: str, t
         precompute(config, bundle, str(tmp_path / "empty"), "redis://127.0.0.1:1", "v1", loader=fake_loader("v1"))
     with pytest.raises(ServiceError, match="Redis"):
         precompute(config, bundle, timelines, f"redis://127.0.0.1:{free_port()}", "v1", loader=fake_loader("v1"))
-
-
-def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    assert "--timelines" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        main(["--bundle", "b", "--timelines", "t", "--version", "v", "--set", "serving.prot=1"])
-    assert ended.value.code == 2
-    assert "did you mean" in capsys.readouterr().err
