@@ -1,9 +1,10 @@
 # Every target sets up what it needs. PYTHON chooses the interpreter (3.11 or 3.12).
-PYTHON ?= python3
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+.DEFAULT_GOAL := help
 .PHONY: quickstart test lint format setup setup-dev clean help
 
 help: ## show the targets
@@ -34,7 +35,7 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	@echo "installing (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV) || (echo "python venv is missing: apt-get install python3-venv" && exit 1)
-	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
 $(VENV)/.local: $(VENV)/.torch pyproject.toml

@@ -310,6 +310,11 @@ class Config(Section):
             raise ValueError("training.loss.rsp_weight is 0, so no rank head is trained: set decoding.score=iap")
         return self
 
+    def public(self) -> Config:
+        """The same configuration without addresses of services, which may hold passwords: for bundles, reports, MLflow."""
+        store, tracking = self.slate_store.model_copy(update={"url": ""}), self.tracking.model_copy(update={"uri": ""})
+        return self.model_copy(update={"slate_store": store, "tracking": tracking})
+
     def to_json(self) -> str:
         """The whole configuration as canonical JSON, the form that travels between steps."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)

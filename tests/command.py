@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from pipelines.cli import main; main()"]
@@ -22,3 +23,12 @@ def rankgr(*arguments: str, folder: Path, timeout: float = 300) -> subprocess.Co
     return subprocess.run(
         [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A folder in which `rankgr quickstart` has run."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+    first: subprocess.CompletedProcess[str]

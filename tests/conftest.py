@@ -11,6 +11,8 @@ from infra.cluster import ray_session
 from infra.config import ClusterConfig
 from infra.local import no_process_left
 from infra.local import valkey as run_valkey
+from tests.command import Finished, rankgr
+from tests.logs import COLUMNS, write_log
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +40,13 @@ def ray_cluster() -> Iterator[str]:
     """Address of a local Ray cluster; this process is connected to it."""
     with ray_session(ClusterConfig(cpus=4)) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One finished quickstart on a log of the user's own, for the tests of what it leaves behind."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    events, items = write_log(folder, bad_rows=3)
+    mapped = (*COLUMNS, "--set", "data.columns.item_id=sku")
+    arguments = ("quickstart", "--logs", str(events), "--items", str(items), "--preset", "tiny", *mapped)
+    return Finished(folder, arguments, rankgr(*arguments, folder=folder))

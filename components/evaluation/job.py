@@ -20,10 +20,11 @@ from infra import records as r
 from infra import storage
 from infra.config import Config
 from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, job_main, run_step
+from infra.steps import Run, StepResult, content_of, job_main, run_records, run_step
+from infra.tracking import Registry
 
 STEP, GATE_STEP = "evaluation", "gate"
-CODE = ("components/evaluation", "components/retriever", "components/semantic_ids/trie.py")
+CODE = ("components/evaluation", "components/retriever", "components/semantic_ids/trie.py", "infra/records.py")
 REPORT, EXAMPLES, DECISION, PAGE = "report.json", "examples.json", "decision.json", "report.html"
 _DIAGNOSED_USERS = 500
 
@@ -69,6 +70,7 @@ def evaluate_retriever(config: Config, sessions_uri: str, sids_uri: str, trainin
         "items": len(catalogue),
         "cold_start_users": cases.cold_start_users,
         "params": {item_knn.recommender.name: item_knn.params, popularity.recommender.name: popularity.params},
+        "catalogue": config.data.items or config.data.logs,
         "protocol": {**config.split.model_dump(), "truths": evaluation.truths, "exclude_seen": exclude_seen, "candidates": "all items"},
     }
     storage.write_json(storage.join(out_uri, REPORT), report)
@@ -124,23 +126,18 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str) -> StepResul
     )
 
 
-def read_decision(gate_uri: str) -> Decision:
-    """The decision that a gate step wrote."""
-    saved = storage.read_json(storage.join(gate_uri, DECISION))
-    return Decision(bool(saved["promoted"]), tuple(saved["reasons"]))
-
-
 def gate_step(run: Run, semantic_ids: str, training: str, evaluation: str) -> StepResult:
     """The step `gate`: report, champion and policy to a decision with reasons, and the page that shows it all."""
-    from infra.tracking import Registry
-
     champion = Registry(run.config.tracking, run.config.workspace).champion()
     judged = content_of(evaluation)
     # The champion is not held against itself when a finished run is walked through once more.
     other = None if champion is None or champion.evaluation == judged else champion
+    report = storage.read_json(storage.join(evaluation, REPORT))
+    if other is not None and other.report and any(other.report.get(key) != report[key] for key in ("catalogue", "protocol")):
+        get_logger(GATE_STEP).warning("not compared with the champion: it was judged on other data", champion=other.bundle_uri)
+        other = None
 
     def work(out_uri: str) -> dict[str, Any]:
-        report = storage.read_json(storage.join(evaluation, REPORT))
         decision = decide(report, other.report if other else None, run.config.gate)
         storage.write_json(storage.join(out_uri, DECISION), {"promoted": decision.promoted, "reasons": decision.reasons})
         page = render_run(run, report, decision, semantic_ids=semantic_ids, training=training, evaluation=evaluation)
@@ -149,13 +146,12 @@ def gate_step(run: Run, semantic_ids: str, training: str, evaluation: str) -> St
         return {"promoted": decision.promoted, "reasons": list(decision.reasons)}
 
     inputs = {"evaluation": judged, "champion": other.evaluation if other else ""}
+    inputs |= {"training": content_of(training), "semantic_ids": content_of(semantic_ids)}
     return run_step(run, GATE_STEP, work, settings={"gate": run.config.gate.model_dump()}, inputs=inputs, code=CODE)
 
 
 def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic_ids: str, training: str, evaluation: str) -> str:
     """The page of a run."""
-    from infra.steps import run_records
-
     records = run_records(run.config.workspace, run.run_id)
     sessions = records["sessions"].metadata if "sessions" in records else {}
     return render_html(
@@ -165,7 +161,7 @@ def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic
         sid_stats=storage.read_json(storage.join(semantic_ids, "stats.json")),
         examples=storage.read_json(storage.join(evaluation, EXAMPLES)),
         run={
-            "config": run.config.model_dump(mode="json"),
+            "config": run.config.public().model_dump(mode="json"),
             "data": {name: value for name, value in sessions.items() if not isinstance(value, dict)},
             "seconds": {name: record.seconds for name, record in records.items()},
         },

@@ -30,7 +30,15 @@ from infra.slate_store import Slate, SlateStore, UserHistory
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 STEP = "precompute"
-CODE = ("components/precompute", "components/retriever", "infra/slate_store.py", "infra/slate_codec.py")
+CODE = (
+    "components/precompute",
+    "components/retriever",
+    "components/semantic_ids/trie.py",
+    "infra/catalogue.py",
+    "infra/records.py",
+    "infra/slate_codec.py",
+    "infra/slate_store.py",
+)
 HISTORY_LIMIT = 2000
 """Most recent events of a user that are kept for serving."""
 _SLICE_BATCHES, _MAX_SLICES = 4, 1000  # a task takes a second or so, and there are not too many of them
@@ -168,8 +176,7 @@ def _publish_all(slices: Sequence[Mapping[str, Any]], actors: int, settings: Map
     )
     for row in counts.iter_rows():
         if row["error"]:
-            kind, what, where, mend = json.loads(row["error"])
-            raise getattr(errors, kind)(what, where=where, mend=mend)
+            errors.raise_described(json.loads(row["error"]))
         yield int(row["users"])
 
 
@@ -217,7 +224,7 @@ class Publisher:
             size = self.config.decoding.users_per_batch
             published = sum(self._publish(rows.slice(start, size)) for start in range(0, rows.num_rows, size))
         except RankGRError as error:
-            return {"users": [0], "error": [json.dumps([type(error).__name__, error.what, error.where, error.mend])]}
+            return {"users": [0], "error": [json.dumps(errors.describe(error))]}
         return {"users": [published], "error": [""]}
 
     def _publish(self, rows: pa.Table) -> int:
@@ -241,11 +248,11 @@ def step(run: Run, sessions: str, release: str) -> StepResult:
 
     A finished step whose slates are gone from Redis (expired, another server) is done again.
     """
-    config = run.config
     bundle_uri, version = storage.join(release, "bundle"), str(storage.open_committed(release, verify=False).metadata["version"])
+    config = with_bundle_settings(run.config, bundle_uri)
     redis_url = _redis_url(config)
     with SlateStore(redis_url, prefix=config.slate_store.prefix) as store:
-        is_active = store.active_version() == version and store.count(version) > 0
+        is_active = store.active_version() == version and store.count(version) >= (store.users(version) or 1)
 
     def work(_: str) -> dict[str, Any]:
         with ray_session(config.cluster):
@@ -258,6 +265,12 @@ def step(run: Run, sessions: str, release: str) -> StepResult:
     }
     inputs = {"sessions": content_of(sessions), "release": content_of(release)}
     return run_step(replace(run, fresh=run.fresh or not is_active), STEP, work, settings=settings, inputs=inputs, code=CODE)
+
+
+def with_bundle_settings(config: Config, bundle_uri: str) -> Config:
+    """A configuration that decodes as the bundle's model was judged; what a command says of services stays."""
+    trained = Config.from_json(storage.read_bytes(storage.join(bundle_uri, "config.json")).decode())
+    return config.model_copy(update={name: getattr(trained, name) for name in ("decoding", "retriever", "training", "semantic_ids")})
 
 
 def _redis_url(config: Config) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from components.retriever.bundle import write_bundle
@@ -12,7 +14,7 @@ from infra.steps import Run, StepResult, content_of, job_main, run_step
 from infra.tracking import Registry
 
 STEP = "release"
-CODE = ("components/release", "components/retriever/bundle.py")
+CODE = ("components/release", "components/retriever/bundle.py", "infra/records.py")
 BUNDLE = "bundle"
 
 
@@ -33,7 +35,7 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
         bundle_uri = storage.join(out_uri, BUNDLE)
         manifest = write_bundle(
             bundle_uri,
-            config=run.config,
+            config=run.config.public(),
             weights=storage.read_bytes(storage.join(training, "model.safetensors")),
             sids=storage.read_table(storage.join(semantic_ids, "sids.parquet")),
             catalogue=storage.read_table(storage.join(sessions, "catalogue.parquet")),
@@ -48,7 +50,7 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
             params={"run_id": run.run_id, "seed": str(run.config.seed), **inputs},
             files={
                 "report.json": storage.read_bytes(storage.join(evaluation, "report.json")).decode(),
-                "config.json": run.config.to_json(),
+                "config.json": run.config.public().to_json(),
             },
         )
         registry.promote(number)
@@ -57,7 +59,18 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
         return {"version": version, "mlflow_version": number}
 
     settings = {"tracking": run.config.tracking.model_dump(), "decoding": run.config.decoding.model_dump()}
-    return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE)
+    # Bundling copies what other steps made, so there is nothing to redo, and the folder may hold the live champion.
+    release = partial(run_step, name=STEP, work=work, settings=settings, inputs=inputs, code=CODE)
+    result = release(replace(run, fresh=False))
+    registry = Registry(run.config.tracking, run.config.workspace)
+    champion = registry.champion()
+    if champion is None or champion.bundle_uri != storage.join(result.uri, BUNDLE):
+        # An earlier release that passed the gate again, or a registry that lost it.
+        if registry.has(result.metadata["mlflow_version"], storage.join(result.uri, BUNDLE)):
+            registry.promote(result.metadata["mlflow_version"])
+        else:
+            result = release(replace(run, fresh=True))
+    return result
 
 
 def _metrics(report: dict[str, Any]) -> dict[str, float]:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 
 class RankHead(nn.Module):
-    """Attention(query = codeword embedding, keys = values = H), then an MLP; a logit whose sigmoid is Eq. 15."""
+    """Attention(query = codeword embedding, keys = values = H), then an MLP; a logit whose sigmoid is Eq. 15.
+
+    Beside the attended vector, which is all that the paper hands to its MLP, ours gets the codeword and their product.
+    """
 
     def __init__(self, hidden_size: int, *, heads: int, mlp: int, dropout: float) -> None:
         super().__init__()

@@ -109,7 +109,9 @@ def _sentence_embeddings(texts: Sequence[str], name: str) -> Matrix:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ServiceError(
-            "sentence-transformers is not installed", where=f"semantic_ids.text_encoder={name}", mend="pip install 'rankgr[text]'"
+            "sentence-transformers is not installed",
+            where=f"semantic_ids.text_encoder={name}",
+            mend="pip install -c constraints.txt -e '.[text]'",
         ) from error
     if "://" in name:
         with storage.local_copy(name) as folder:

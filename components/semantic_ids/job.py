@@ -19,7 +19,7 @@ from infra.logs import get_logger
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 STEP = "semantic_ids"
-CODE = ("components/semantic_ids",)
+CODE = ("components/semantic_ids", "infra/records.py")
 SIDS, CODEBOOKS, STATS = "sids.parquet", "codebooks.safetensors", "stats.json"
 
 

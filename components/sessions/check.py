@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 
 from components.sessions.sources import MALFORMED, ids_as_text, whole_numbers
@@ -46,7 +47,7 @@ def check_events(batch: pa.Table, data: DataConfig) -> pa.Table:
     Returns:
         a CHECKED table: `reason` is null for a good row; a bad one has the reason and the raw row as JSON.
     """
-    raw = pl.DataFrame(pl.from_arrow(batch))
+    raw = pl.DataFrame(pl.from_arrow(batch)).with_columns(cs.categorical().cast(pl.String), cs.enum().cast(pl.String))
     columns = data.columns
     malformed = raw[MALFORMED] if MALFORMED in raw.columns else pl.repeat(None, len(raw), dtype=pl.String, eager=True)
     no_request = pl.repeat(None, len(raw), dtype=pl.String, eager=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import ray.data
 
 STEP = "sessions"
-CODE = ("components/sessions",)
+CODE = ("components/sessions", "infra/records.py")
 CATALOGUE_FILE = "catalogue.parquet"
 TIMELINES_FOLDER = "timelines"
 _SHARD = "shard"

@@ -1,6 +1,6 @@
 """Train the retriever on Ray Train: DDP workers, a checkpoint every few epochs, resumed after a failure.
 
-`python -m components.training.job --config run.yaml --sessions URI --sids URI --out URI` is what `ray job submit` runs.
+`python -m components.training.job --config run.yaml --sessions URI --semantic_ids URI` is what `ray job submit` runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infra.progress import remote_progress
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 STEP = "training"
-CODE = ("components/training", "components/retriever", "components/semantic_ids")
+CODE = ("components/training", "components/retriever", "infra/records.py")
 CURVE = "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5
@@ -47,7 +47,7 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
     from ray.train.torch import TorchConfig, TorchTrainer
 
     training = config.training
-    if storage.exists(storage.join(out_uri, _RUN)):
+    if storage.exists(storage.join(out_uri, _RUN, "checkpoint_manager_snapshot.json")):
         get_logger(STEP).info("an interrupted run is continued from its last checkpoint")
     arguments = {"config": config.to_json(), "sessions": sessions_uri, "sids": sids_uri}
     with remote_progress(step=STEP, unit="steps") as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -33,10 +33,11 @@ def settings_of(
     items: str | None = None,
     default_preset: str | None = None,
     base: Mapping[str, Any] | None = None,
+    mapped: Iterable[str] = (),
 ) -> Config:
     """The configuration behind a command's options."""
     configure_logs()
-    given = list(overrides or [])
+    given = [*mapped, *(overrides or [])]
     given += [f"data.logs={yaml.safe_dump(logs).splitlines()[0]}"] if logs else []
     given += [f"data.items={yaml.safe_dump(items).splitlines()[0]}"] if items else []
     return load_config(config, preset=preset, overrides=given, base=base, fallback_preset=default_preset)

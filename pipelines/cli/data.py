@@ -18,11 +18,17 @@ app = typer.Typer(help="Get the example data, look into your own.", no_args_is_h
 
 
 @app.command()
-def get(folder: Path = typer.Option(Path(".cache/movielens"), "--folder", help="Where the files go."), dry_run: DryRun = False) -> None:
+def get(
+    folder: Path = typer.Option(movielens.FOLDER, "--folder", help="Where the files go."),
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
     """Fetch MovieLens-100K (100,000 ratings, 1,682 films) as events.parquet and items.parquet.
 
     Example: `rankgr data get --folder data/movielens`
     """
+    settings_of(config, None, overrides)  # nothing here depends on them, but what is wrong with them is said now
     if dry_run:
         sys.stdout.write(f"would write {folder / movielens.EVENTS} and {folder / movielens.ITEMS}\n")
         return

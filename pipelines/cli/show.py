@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from infra import storage
@@ -45,22 +46,28 @@ def print_figures(config: Config, records: Mapping[str, StepResult]) -> None:
     """Print metrics of all methods, the gate's decision and the path of the page."""
     report = report_of(records)
     names = sorted((name for name in report["retriever"] if not name.endswith("_se")), key=_natural)
-    table = Table(title=f"{report['users']} users, {report['items']} items ranked in full")
+    truths = ", then ".join(report["protocol"]["truths"])
+    table = Table(title=f"{truths}: {report['users']} users, {report['items']} items ranked in full")
     table.add_column("metric")
     for method in METHODS:
         table.add_column(method.replace("_", "-"), justify="right")
     for name in names:
-        table.add_row(name, *(f"{report[method][name]:.4f}" for method in METHODS))
+        table.add_row(name, *(_figure(report[method].get(name)) for method in METHODS))
     console.print(table)
-    console.print(f"items that do not exist among those generated: {report['invalid_rate']:.2%}", highlight=False)
+    invalid = report["invalid_rate"]
+    console.print(f"items that do not exist among those generated: {'n/a' if invalid is None else f'{invalid:.2%}'}", highlight=False)
     if "gate" in report:
         verdict = "promoted to champion" if report["gate"]["promoted"] else "NOT promoted"
-        console.print(f"gate: {verdict} ({'; '.join(report['gate']['reasons'])})", highlight=False)
+        console.print(f"gate: {verdict} ({'; '.join(report['gate']['reasons'])})", highlight=False, markup=False)
     skipped = [name for name, record in records.items() if record.skipped]
     if skipped:
         console.print(f"skipped, finished before: {', '.join(skipped)}", highlight=False)
     if page := page_of(config, records):
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        console.print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
 
 
 def _natural(metric: str) -> tuple[str, int]:
@@ -79,7 +86,8 @@ def print_slates(users: Sequence[Mapping[str, Any]]) -> None:
     for column in ("user", "watched last", "slate"):
         table.add_column(column, overflow="fold")
     for user in users:
-        table.add_row(f"{user['user_id']}\n({user['source']})", "\n".join(user["history"]), "\n".join(user["slate"]))
+        cells = (f"{user['user_id']}\n({user['source']})", "\n".join(user["history"]), "\n".join(user["slate"]))
+        table.add_row(*map(escape, cells))
     console.print(table)
 
 

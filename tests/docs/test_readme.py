@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.command import ROOT, environment, rankgr
-from tests.pipeline.conftest import Finished
+from tests.command import ROOT, Finished, environment, rankgr
 
 README = (ROOT / "README.md").read_text()
 READS_ONLY = {"report", "recommend", "doctor", "config"}
@@ -56,8 +55,8 @@ def test_every_rankgr_command_runs(command: str, finished: Finished) -> None:
 def test_every_command_has_help_with_an_example() -> None:
     names = re.findall(r"^│ ([a-z]+) ", rankgr("--help", folder=ROOT).stdout, flags=re.MULTILINE)
     assert {"quickstart", "doctor", "run", "train", "evaluate", "precompute", "serve", "recommend", "report"} <= set(names)
-    for name in set(names) - {"data", "config"}:
-        help_text = rankgr(name, "--help", folder=ROOT).stdout
+    for name in sorted((set(names) - {"data", "config"}) | {"data get", "data describe", "config show"}):
+        help_text = rankgr(*name.split(), "--help", folder=ROOT).stdout
         assert "Example" in help_text
         for option in ("--config", "--set", "--dry-run") if name != "compile" else ("--dry-run",):
             assert option in help_text

@@ -6,9 +6,8 @@ import json
 import re
 
 from infra import storage
-from tests.command import rankgr
+from tests.command import Finished, rankgr
 from tests.logs import SETTINGS
-from tests.pipeline.conftest import Finished
 
 STEPS = ["evaluation", "gate", "precompute", "release", "semantic_ids", "sessions", "training"]
 
