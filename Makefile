@@ -1,5 +1,6 @@
-# Every target sets up what it needs. PYTHON chooses the interpreter (3.11 or 3.12).
-PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+# Every target sets up what it needs. PYTHON chooses the interpreter; by default the first one found that is 3.11 or 3.12.
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -32,7 +33,7 @@ setup-dev: $(VENV)/.dev ## install what developing needs
 
 # torch comes first: with it in place, nothing else draws in another build of it.
 $(VENV)/.torch: constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@test -n "$(PYTHON)" || (echo "Python 3.11 or 3.12 is needed: apt-get install python3 python3-venv, or make PYTHON=/path/to/python" && exit 1)
 	@echo "installing (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV) || (echo "python venv is missing: apt-get install python3-venv" && exit 1)
 	@$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"

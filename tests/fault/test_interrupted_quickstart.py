@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import signal
 import subprocess
@@ -19,13 +19,10 @@ LONG = ["--set", "training.epochs=150", "--set", "training.checkpoint_every_epoc
 
 def _wait_for_line(path: Path, text: str, process: subprocess.Popen[bytes], deadline_s: float = 120) -> None:
     end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if text in path.read_text():
-            return
-        if process.poll() is not None:
-            break
-        os.sched_yield()
-    raise AssertionError(f"never saw {text!r}:\n{path.read_text()[-3000:]}")
+    while text not in path.read_text():
+        assert time.monotonic() < end and process.poll() is None, f"never saw {text!r}:\n{path.read_text()[-3000:]}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
 
 
 def _of_this_run(folder: Path) -> list[psutil.Process]:
