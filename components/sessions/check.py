@@ -12,6 +12,7 @@ import pyarrow as pa
 from components.sessions.sources import MALFORMED, ids_as_text, whole_numbers
 from infra import records as r
 from infra.config import DataConfig
+from infra.errors import DataError
 
 _MS_PER_UNIT = {"s": 1000.0, "us": 0.001}
 _EARLIEST_MS = 631_152_000_000  # 1990-01-01
@@ -46,7 +47,20 @@ def check_events(batch: pa.Table, data: DataConfig) -> pa.Table:
 
     Returns:
         a CHECKED table: `reason` is null for a good row; a bad one has the reason and the raw row as JSON.
+
+    Raises:
+        DataError: a column of a type that cannot hold what it is mapped to, such as a list of user ids.
     """
+    try:
+        return _check(batch, data)
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        types = ", ".join(f"{field.name}: {field.type}" for field in batch.schema)
+        raise DataError(
+            f"a column has a wrong type: {str(error).partition(chr(10))[0]}", where=f"{data.logs} has {types}", mend="see data.columns"
+        ) from error
+
+
+def _check(batch: pa.Table, data: DataConfig) -> pa.Table:
     raw = pl.DataFrame(pl.from_arrow(batch)).with_columns(cs.categorical().cast(pl.String), cs.enum().cast(pl.String))
     columns = data.columns
     malformed = raw[MALFORMED] if MALFORMED in raw.columns else pl.repeat(None, len(raw), dtype=pl.String, eager=True)

@@ -14,6 +14,7 @@ from rich.table import Table
 from infra import storage
 from infra.config import Config
 from infra.errors import DataError
+from infra.local import require_port
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, announce, console, settings_of
 from pipelines.local_run import latest_run, local_services, redis_url
@@ -34,6 +35,8 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
         return
     version = (storage.open_committed(bundle)).digest[:12]
     settings = with_bundle_settings(settings, bundle)
+    if settings.serving.port:  # before Ray takes its seconds to start
+        require_port(settings.serving.host, settings.serving.port, setting="serving.port")
     with suppress(KeyboardInterrupt), local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
         sys.stdout.write(f"serving on {url}, API at {url}/docs, Ctrl-C ends\n")
         sys.stdout.flush()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from components.sessions.check import CHECKED, HINTS, MICROSECONDS, NO_TIMESTAMP, SECONDS, check_events, event_columns
 from components.sessions.sources import MALFORMED
-from infra.config import load_config
+from infra.config import DataConfig, load_config
+from infra.errors import DataError
 
 NOW_MS = 1_700_000_000_000
 GOOD = {"user_id": ["u"], "item_id": ["i"], "timestamp": [NOW_MS], "level": [3]}
@@ -172,3 +173,18 @@ def test_no_row_is_lost_and_good_ones_hold_what_the_schema_promises(rows: list[t
         good = time is not None and 631_152_000_000 <= time <= 4_102_444_800_000 and level in (1, 2, 3, 4)
         assert (row["reason"] is None) == good == (row["raw"] is None)
         assert not good or (row["timestamp"], row["level"]) == (time, level)
+
+
+@pytest.mark.parametrize("column", ["user_id", "level", "timestamp"])
+def test_a_column_of_lists_is_refused_with_its_type(column):
+    rows = {"user_id": ["u"], "item_id": ["i"], "timestamp": [1_700_000_000_000], "level": [3]}
+    batch = pa.table({name: [values] if name == column else values for name, values in rows.items()})
+    with pytest.raises(DataError, match="wrong type") as caught:
+        check_events(batch, DataConfig(logs="log.parquet"))
+    assert f"{column}: list" in caught.value.where
+
+
+def test_categories_of_pandas_are_read_as_text():
+    words = pa.array(["u", "u"]).dictionary_encode()
+    batch = pa.table({"user_id": words, "item_id": words, "timestamp": [1_700_000_000_000] * 2, "level": [3, 4]})
+    assert check_events(batch, DataConfig())["user_id"].to_pylist() == ["u", "u"]
