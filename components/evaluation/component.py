@@ -28,11 +28,11 @@ def decide_promotion(
     """Report, champion and policy to a decision: may the model become champion? Shows the report of the run."""
     from pathlib import Path
 
-    from components.evaluation.job import PAGE, gate_step
+    from components.evaluation.gate_job import PAGE, step
     from infra import storage
     from infra.kfp_run import step_process
 
     with step_process(config, run_id, fresh) as run:
-        result = gate_step(run, semantic_ids, training, evaluation)
+        result = step(run, semantic_ids, training, evaluation)
     Path(report.path).write_bytes(storage.read_bytes(storage.join(result.uri, PAGE)))
     return bool(result.metadata["promoted"])

@@ -1,4 +1,4 @@
-"""Judge the retriever against tuned baselines, and decide (`python -m components.evaluation.job`)."""
+"""Judge the retriever against tuned baselines (`python -m components.evaluation.job`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 import pyarrow as pa
 from safetensors.torch import load
 
-from components.evaluation.gate import Decision, decide
 from components.evaluation.metrics import evaluate, invalid_rate
 from components.evaluation.protocol import Cases, build_cases
-from components.evaluation.report import render_html
 from components.evaluation.tuning import tune_baselines
 from components.retriever.bundle import codes_of, restore_model
 from components.retriever.recommender import RetrieverRecommender, unconstrained_invalid_rate
@@ -19,13 +17,11 @@ from components.semantic_ids.trie import build_trie
 from infra import records as r
 from infra import storage
 from infra.config import Config
-from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, job_main, run_records, run_step
-from infra.tracking import Registry
+from infra.steps import Run, StepResult, content_of, job_main, run_step
 
-STEP, GATE_STEP = "evaluation", "gate"
+STEP = "evaluation"
 CODE = ("components/evaluation", "components/retriever", "components/semantic_ids/trie.py", "infra/records.py")
-REPORT, EXAMPLES, DECISION, PAGE = "report.json", "examples.json", "decision.json", "report.html"
+REPORT, EXAMPLES = "report.json", "examples.json"
 _DIAGNOSED_USERS = 500
 
 
@@ -123,48 +119,6 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str) -> StepResul
         settings={name: getattr(config, name).model_dump() for name in parts} | {"seed": config.seed},
         inputs={"sessions": content_of(sessions), "semantic_ids": content_of(semantic_ids), "training": content_of(training)},
         code=CODE,
-    )
-
-
-def gate_step(run: Run, semantic_ids: str, training: str, evaluation: str) -> StepResult:
-    """The step `gate`: report, champion and policy to a decision with reasons, and the page that shows it all."""
-    champion = Registry(run.config.tracking, run.config.workspace).champion()
-    judged = content_of(evaluation)
-    # The champion is not held against itself when a finished run is walked through once more.
-    other = None if champion is None or champion.evaluation == judged else champion
-    report = storage.read_json(storage.join(evaluation, REPORT))
-    if other is not None and other.report and any(other.report.get(key) != report[key] for key in ("catalogue", "protocol")):
-        get_logger(GATE_STEP).warning("not compared with the champion: it was judged on other data", champion=other.bundle_uri)
-        other = None
-
-    def work(out_uri: str) -> dict[str, Any]:
-        decision = decide(report, other.report if other else None, run.config.gate)
-        storage.write_json(storage.join(out_uri, DECISION), {"promoted": decision.promoted, "reasons": decision.reasons})
-        page = render_run(run, report, decision, semantic_ids=semantic_ids, training=training, evaluation=evaluation)
-        storage.write_bytes(storage.join(out_uri, PAGE), page.encode())
-        get_logger(GATE_STEP).info("promoted" if decision.promoted else "not promoted", reasons="; ".join(decision.reasons))
-        return {"promoted": decision.promoted, "reasons": list(decision.reasons)}
-
-    inputs = {"evaluation": judged, "champion": other.evaluation if other else ""}
-    inputs |= {"training": content_of(training), "semantic_ids": content_of(semantic_ids)}
-    return run_step(run, GATE_STEP, work, settings={"gate": run.config.gate.model_dump()}, inputs=inputs, code=CODE)
-
-
-def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic_ids: str, training: str, evaluation: str) -> str:
-    """The page of a run."""
-    records = run_records(run.config.workspace, run.run_id)
-    sessions = records["sessions"].metadata if "sessions" in records else {}
-    return render_html(
-        report,
-        decision=decision,
-        loss_curve=storage.read_json(storage.join(training, "loss_curve.json")),
-        sid_stats=storage.read_json(storage.join(semantic_ids, "stats.json")),
-        examples=storage.read_json(storage.join(evaluation, EXAMPLES)),
-        run={
-            "config": run.config.public().model_dump(mode="json"),
-            "data": {name: value for name, value in sessions.items() if not isinstance(value, dict)},
-            "seconds": {name: record.seconds for name, record in records.items()},
-        },
     )
 
 

@@ -8,14 +8,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from components.training.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
-from components.training.data import steps_per_epoch, training_rows
-from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs
 from infra import storage
 from infra.cluster import ray_session, unwrap
 from infra.config import Config
@@ -24,9 +18,13 @@ from infra.logs import get_logger
 from infra.progress import remote_progress
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
+if TYPE_CHECKING:
+    from torch import nn
+
+# What brings torch is imported where it is used: a finished step is skipped without it.
 STEP = "training"
 CODE = ("components/training", "components/retriever", "infra/records.py")
-CURVE = "loss_curve.json"
+WEIGHTS, CURVE = "model.safetensors", "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5
 
@@ -94,6 +92,11 @@ def _worker(arguments: Mapping[str, Any]) -> dict[str, str] | None:
 def _train(arguments: Mapping[str, Any]) -> None:
     import ray.train
     import ray.train.torch
+    import torch
+
+    from components.training.checkpoint import load_checkpoint, save_checkpoint
+    from components.training.data import steps_per_epoch, training_rows
+    from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs
 
     config = Config.from_json(arguments["config"])
     training, context = config.training, ray.train.get_context()

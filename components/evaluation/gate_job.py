@@ -1,0 +1,58 @@
+"""The step `gate`: the decision on a report, and the page that shows the run. Needs no torch, so that it starts fast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.evaluation.gate import Decision, decide
+from components.evaluation.report import render_html
+from infra import storage
+from infra.logs import get_logger
+from infra.steps import Run, StepResult, content_of, run_records, run_step
+from infra.tracking import Registry
+
+STEP = "gate"
+CODE = ("components/evaluation",)
+DECISION, PAGE = "decision.json", "report.html"
+
+
+def step(run: Run, semantic_ids: str, training: str, evaluation: str) -> StepResult:
+    """The step `gate`: report, champion and policy to a decision with reasons, and the page that shows it all."""
+    champion = Registry(run.config.tracking, run.config.workspace).champion()
+    judged = content_of(evaluation)
+    # The champion is not held against itself when a finished run is walked through once more.
+    other = None if champion is None or champion.evaluation == judged else champion
+    report = storage.read_json(storage.join(evaluation, "report.json"))
+    if other is not None and other.report and any(other.report.get(key) != report[key] for key in ("catalogue", "protocol")):
+        get_logger(STEP).warning("not compared with the champion: it was judged on other data", champion=other.bundle_uri)
+        other = None
+
+    def work(out_uri: str) -> dict[str, Any]:
+        decision = decide(report, other.report if other else None, run.config.gate)
+        storage.write_json(storage.join(out_uri, DECISION), {"promoted": decision.promoted, "reasons": decision.reasons})
+        page = render_run(run, report, decision, semantic_ids=semantic_ids, training=training, evaluation=evaluation)
+        storage.write_bytes(storage.join(out_uri, PAGE), page.encode())
+        get_logger(STEP).info("promoted" if decision.promoted else "not promoted", reasons="; ".join(decision.reasons))
+        return {"promoted": decision.promoted, "reasons": list(decision.reasons)}
+
+    inputs = {"evaluation": judged, "champion": other.evaluation if other else ""}
+    inputs |= {"training": content_of(training), "semantic_ids": content_of(semantic_ids)}
+    return run_step(run, STEP, work, settings={"gate": run.config.gate.model_dump()}, inputs=inputs, code=CODE)
+
+
+def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic_ids: str, training: str, evaluation: str) -> str:
+    """The page of a run."""
+    records = run_records(run.config.workspace, run.run_id)
+    sessions = records["sessions"].metadata if "sessions" in records else {}
+    return render_html(
+        report,
+        decision=decision,
+        loss_curve=storage.read_json(storage.join(training, "loss_curve.json")),
+        sid_stats=storage.read_json(storage.join(semantic_ids, "stats.json")),
+        examples=storage.read_json(storage.join(evaluation, "examples.json")),
+        run={
+            "config": run.config.public().model_dump(mode="json"),
+            "data": {name: value for name, value in sessions.items() if not isinstance(value, dict)},
+            "seconds": {name: record.seconds for name, record in records.items()},
+        },
+    )
