@@ -122,6 +122,8 @@ def _train(arguments: Mapping[str, Any]) -> None:
         if rank == 0 and (done % _TELL_EVERY == 0 or done == total):
             arguments["progress"].set.remote(done, total, figures)
 
+    if rank == 0:
+        arguments["progress"].set.remote(state["epoch"] * steps, training.epochs * steps, {})
     for reached in run_epochs(ddp, average, rows, optimizer, schedule, config, state, rank=rank, world_size=world_size, tell=tell):
         if reached["epoch"] == training.epochs or reached["epoch"] % training.checkpoint_every_epochs == 0:
             with tempfile.TemporaryDirectory() as folder:

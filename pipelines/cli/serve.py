@@ -37,10 +37,11 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
     settings = with_bundle_settings(settings, bundle)
     if settings.serving.port:  # before Ray takes its seconds to start
         require_port(settings.serving.host, settings.serving.port, setting="serving.port")
-    with suppress(KeyboardInterrupt), local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
+    with local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
         sys.stdout.write(f"serving on {url}, API at {url}/docs, Ctrl-C ends\n")
         sys.stdout.flush()
-        signal.pause()
+        with suppress(KeyboardInterrupt):  # the way it is meant to end
+            signal.pause()
 
 
 def recommend(

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,10 +18,10 @@ from tests.logs import SETTINGS, write_log
 LONG = ["--set", "training.epochs=150", "--set", "training.checkpoint_every_epochs=1"]
 
 
-def _wait_for_line(path: Path, text: str, process: subprocess.Popen[bytes], deadline_s: float = 120) -> None:
+def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, deadline_s: float = 120) -> None:
     end = time.monotonic() + deadline_s
-    while text not in path.read_text():
-        assert time.monotonic() < end and process.poll() is None, f"never saw {text!r}:\n{path.read_text()[-3000:]}"
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None, output.read_text()[-3000:]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
 
@@ -55,7 +56,8 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on_from_the_last_checkpo
     events, items = write_log(tmp_path)
     arguments = ["train", "--logs", str(events), "--items", str(items), "--preset", "tiny", *SETTINGS, *LONG]
     process, output = _start(tmp_path, arguments)
-    _wait_for_line(output, " epoch=3 ", process)
+    checkpoints = tmp_path / ".rankgr/steps/training"
+    _wait_until(lambda: any(checkpoints.glob("*/checkpoints/checkpoint_manager_snapshot.json")), process, output)
     assert len(_of_this_run(tmp_path)) > 3
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
@@ -74,7 +76,7 @@ def test_a_terminated_quickstart_ends_the_step_that_is_running(tmp_path: Path) -
     events, items = write_log(tmp_path)
     arguments = ["quickstart", "--logs", str(events), "--items", str(items), "--preset", "tiny", *SETTINGS, *LONG]
     process, output = _start(tmp_path, arguments)
-    _wait_for_line(output, "started", process)
+    _wait_until(lambda: "started" in output.read_text(), process, output)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     assert _of_this_run(tmp_path) == []
