@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ CODE = ("components/training", "components/retriever", "infra/records.py")
 WEIGHTS, CURVE = "model.safetensors", "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5
+_WAKE_S = 0.5
 
 
 def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: str) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
             ),
         )
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except ray.train.TrainingFailedError as error:
             ours = unwrap(error)
             if isinstance(ours, RankGRError):
@@ -78,6 +80,25 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
     storage.write_json(storage.join(out_uri, CURVE), metrics.pop("curve"))
     storage.remove(storage.join(out_uri, _RUN))
     return metrics
+
+
+def _fit(trainer: Any) -> Any:
+    """`trainer.fit()` off the main thread: there, Ray Train would make Ctrl-C a clean exit with status 0."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():  # the kernel may hand a signal to any thread; Python sees it when the main one wakes up
+        thread.join(_WAKE_S)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _worker(arguments: Mapping[str, Any]) -> dict[str, str] | None:

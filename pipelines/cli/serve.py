@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
+import time
 from contextlib import suppress
 from typing import Annotated
 
@@ -18,6 +18,8 @@ from infra.local import require_port
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, announce, console, settings_of
 from pipelines.local_run import latest_run, local_services, redis_url
+
+_WAKE_S = 0.5
 
 
 def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
@@ -41,7 +43,8 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
         sys.stdout.write(f"serving on {url}, API at {url}/docs, Ctrl-C ends\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):  # the way it is meant to end
-            signal.pause()
+            while True:  # signal.pause would miss a signal that the kernel hands to another thread
+                time.sleep(_WAKE_S)
 
 
 def recommend(

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ import psutil
 from tests.command import COMMAND, environment, rankgr
 from tests.logs import SETTINGS, write_log
 
-LONG = ["--set", "training.epochs=150", "--set", "training.checkpoint_every_epochs=1"]
+LONG = ["--set", "training.epochs=60", "--set", "training.checkpoint_every_epochs=1"]
 
 
 def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, deadline_s: float = 120) -> None:
@@ -38,7 +38,8 @@ def _of_this_run(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def _start(folder: Path, arguments: list[str]) -> tuple[subprocess.Popen[bytes], Path]:
+@contextlib.contextmanager
+def _started(folder: Path, arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     output = folder / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(
@@ -49,18 +50,22 @@ def _start(folder: Path, arguments: list[str]) -> tuple[subprocess.Popen[bytes],
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return process, output
+    try:
+        yield process, output
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     events, items = write_log(tmp_path)
     arguments = ["train", "--logs", str(events), "--items", str(items), "--preset", "tiny", *SETTINGS, *LONG]
-    process, output = _start(tmp_path, arguments)
     checkpoints = tmp_path / ".rankgr/steps/training"
-    _wait_until(lambda: any(checkpoints.glob("*/checkpoints/checkpoint_manager_snapshot.json")), process, output)
-    assert len(_of_this_run(tmp_path)) > 3
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    with _started(tmp_path, arguments) as (process, output):
+        _wait_until(lambda: any(checkpoints.glob("*/checkpoints/checkpoint_manager_snapshot.json")), process, output)
+        assert len(_of_this_run(tmp_path)) > 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
     assert _of_this_run(tmp_path) == []
     assert "run the same command again" in output.read_text()
     resumed = rankgr(*arguments, folder=tmp_path)
@@ -75,8 +80,8 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on_from_the_last_checkpo
 def test_a_terminated_quickstart_ends_the_step_that_is_running(tmp_path: Path) -> None:
     events, items = write_log(tmp_path)
     arguments = ["quickstart", "--logs", str(events), "--items", str(items), "--preset", "tiny", *SETTINGS, *LONG]
-    process, output = _start(tmp_path, arguments)
-    _wait_until(lambda: "started" in output.read_text(), process, output)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    with _started(tmp_path, arguments) as (process, output):
+        _wait_until(lambda: "started" in output.read_text(), process, output)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
     assert _of_this_run(tmp_path) == []

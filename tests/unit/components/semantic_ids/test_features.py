@@ -87,7 +87,7 @@ def test_sentence_transformers_that_are_not_installed_name_the_command(monkeypat
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ServiceError, match="sentence-transformers is not installed") as caught:
         features(texts=TEXTS, text_encoder="some/encoder")
-    assert caught.value.mend == "pip install 'rankgr[text]'"
+    assert caught.value.mend == "pip install -c constraints.txt -e '.[text]'"
     assert "some/encoder" in caught.value.where
 
 
