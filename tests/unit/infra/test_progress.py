@@ -18,6 +18,17 @@ from infra.progress import remote_progress
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+def _ends(counter: Any, deadline_s: float = 30) -> bool:
+    """Whether an actor that was killed is gone; Ray takes its own time."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        try:
+            ray.get(counter.get.remote())
+        except ray.exceptions.RayActorError:
+            return True
+    return False
+
+
 def test_what_a_worker_counts_is_shown_here_to_the_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen = threading.Event()
 
@@ -36,10 +47,7 @@ def test_what_a_worker_counts_is_shown_here_to_the_end(monkeypatch: pytest.Monke
     structlog.reset_defaults()
     shown = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
     assert [(line["event"], line["loss"]) for line in shown] == [("3/3 epochs", 0.5)]
-    deadline = time.monotonic() + 30
-    with pytest.raises(ray.exceptions.RayActorError):  # Ray ends an actor in its own time
-        while time.monotonic() < deadline:
-            ray.get(counter.get.remote())
+    assert _ends(counter)
 
 
 def test_an_error_in_the_work_gets_through() -> None:
