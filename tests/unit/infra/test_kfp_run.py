@@ -41,9 +41,11 @@ def test_an_error_ends_the_step_with_its_exit_code_and_is_raised_again_as_what_i
 
 def test_a_later_attempt_of_the_run_forgets_the_error(config: Config) -> None:
     fail(config, IntegrityError("damaged"))
+    with pytest.raises(IntegrityError):
+        raise_saved_error(config.workspace, "r1")
     with step_process(config.to_json(), "r1", fresh=False):
         pass
-    raise_saved_error(config.workspace, "r1")
+    assert raise_saved_error(config.workspace, "r1") is None
 
 
 def test_a_full_disk_does_not_hide_the_error(config: Config, tmp_path: Path) -> None:
