@@ -56,11 +56,15 @@ class RankHead(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden_size + heads, mlp), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(mlp, 1))
+        last = nn.Linear(mlp, 1)
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden_size + heads, mlp), nn.ReLU(inplace=True), nn.Dropout(dropout), last)
         # Codewords are trained to point at the hidden states that they follow (Eq. 4), so that attention which starts
         # from their inner products finds the right places from the first step on.
         for projection in (self.query, self.key, self.value):
             nn.init.eye_(projection.weight)
+        # The first correction of the prior (`Retriever.rank_prior`) is none.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, codebook_KD: Tensor, codes_BQC: Tensor, history_BSD: Tensor, visible_BQS: Tensor, own_BQLD: Tensor) -> Tensor:
         """Logits of candidate codewords.
