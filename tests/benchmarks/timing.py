@@ -92,7 +92,7 @@ def environment(device: str = "cpu") -> str:
 
 def announce(device: str = "cpu") -> None:
     """Print `environment`."""
-    console.print(environment(device), highlight=False)
+    console.print(environment(device), highlight=False, soft_wrap=True)
 
 
 def _processor() -> str:
