@@ -5,7 +5,7 @@ one history: a codeword's attention over that history is the same for all of the
 merged with each beam's own hidden states by log-sum-exp (`score`), which is exact.
 
 Shapes: B rows, S history positions, D hidden width, K codewords of a level, Q predictions, W beams, C candidates of a
-prediction or beam, L codewords that it has behind it, G heads, E = D / G, X width of the MLP.
+prediction or beam, L codewords that it has behind it, G heads, E = D / G, X width of the MLP, N beams of all rows.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Scores of all codewords against a history are held for as many users at once as stay below this count.
-_SCORES_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
+# How much is held at once: what fits a core's cache, or what keeps a GPU busy.
+_SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
+_PAIRS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 21}
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class SharedAttention:
     Attributes:
         query_KGE: scaled queries.
         mass_BKG: log of the sum of exp(score) over the history.
-        attended_BKGX: attended values, through the first layer of the MLP.
+        attended_GBKX: attended values, through the first layer of the MLP.
         codeword_KX: the codeword's own part of that layer, bias included.
         count_B: history positions seen.
     """
 
     query_KGE: Tensor
     mass_BKG: Tensor
-    attended_BKGX: Tensor
+    attended_GBKX: Tensor
     codeword_KX: Tensor
     count_B: Tensor
 
@@ -54,7 +56,7 @@ class RankHead(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden_size + heads, mlp), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp, 1))
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden_size + heads, mlp), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(mlp, 1))
         # Codewords are trained to point at the hidden states that they follow (Eq. 4), so that attention which starts
         # from their inner products finds the right places from the first step on.
         for projection in (self.query, self.key, self.value):
@@ -106,8 +108,8 @@ class RankHead(nn.Module):
         value_BGSX = torch.einsum("bsge,xge->bgsx", value_BSGE, to_attended_XGE)
         rows, k, s = len(history_BSD), len(codebook_KD), history_BSD.shape[1]
         mass = history_BSD.new_empty(rows, k, self.heads, dtype=torch.float32)
-        attended = history_BSD.new_empty(rows, k, self.heads, value_BGSX.shape[-1])
-        step = max(_SCORES_PER_CHUNK.get(history_BSD.device.type, 1 << 22) // (self.heads * k * s), 1)
+        attended = history_BSD.new_empty(self.heads, rows, k, value_BGSX.shape[-1])
+        step = max(_at_once(_SCORES_AT_ONCE, history_BSD.device) // (self.heads * k * s), 1)
         for start in range(0, rows, step):
             part = slice(start, start + step)
             score_BGKS = query_KGE.transpose(0, 1) @ key_BSGE[part].permute(0, 2, 3, 1)
@@ -115,7 +117,7 @@ class RankHead(nn.Module):
             mass_BGK = score_BGKS.logsumexp(-1)
             mass[part] = mass_BGK.movedim(1, -1)
             weights = score_BGKS.sub_(mass_BGK[..., None]).exp_().to(value_BGSX.dtype)
-            attended[part] = (weights @ value_BGSX[part]).transpose(1, 2)
+            attended[:, part] = (weights @ value_BGSX[part]).transpose(0, 1)
         own = codeword_KD @ to_codeword_XD.T + bias_X
         return SharedAttention(query_KGE, mass, attended, own, visible_BS.sum(-1))
 
@@ -127,24 +129,41 @@ class RankHead(nn.Module):
             codes_BWC: candidate codewords of each beam.
             own_BWLD: hidden states of each beam's own earlier codewords; L may be 0.
         """
+        b, w, c = codes_BWC.shape
+        row_N = torch.arange(b, device=codes_BWC.device).repeat_interleave(w)
+        codes_NC, own_NLD = codes_BWC.flatten(0, 1), own_BWLD.flatten(0, 1)
+        logits_NC = shared.codeword_KX.new_empty(b * w, c)
+        step = max(_at_once(_PAIRS_AT_ONCE, codes_BWC.device) // max(c, 1), 1)
+        for start in range(0, b * w, step):
+            part = slice(start, start + step)
+            logits_NC[part] = self._score_beams(shared, row_N[part], codes_NC[part], own_NLD[part])
+        return logits_NC.view(b, w, c)
+
+    def _score_beams(self, shared: SharedAttention, row_N: Tensor, codes_NC: Tensor, own_NLD: Tensor) -> Tensor:
+        """`score` of N beams, each with the row that it belongs to."""
         to_attended_XGE, _, to_match_XG, _ = self._first_layer()
-        row = torch.arange(len(codes_BWC), device=codes_BWC.device)[:, None, None]
-        mass_BWCG, attended_BWCGX = shared.mass_BKG[row, codes_BWC], shared.attended_BKGX[row, codes_BWC]
-        total_BWCG = mass_BWCG
-        if own_BWLD.shape[2]:
-            key_BWLGE, value_BWLGE = (layer(own_BWLD).unflatten(-1, (self.heads, -1)) for layer in (self.key, self.value))
-            score_BWCGL = torch.einsum("bwcge,bwlge->bwcgl", shared.query_KGE[codes_BWC], key_BWLGE).float()
-            total_BWCG = torch.logaddexp(mass_BWCG, score_BWCGL.logsumexp(-1))
-            value_BWLGX = torch.einsum("bwlge,xge->bwlgx", value_BWLGE, to_attended_XGE)
-            weight_BWCGL = (score_BWCGL - total_BWCG[..., None]).exp().to(value_BWLGX.dtype)
-            hidden_BWCX = torch.einsum("bwcgl,bwlgx->bwcx", weight_BWCGL, value_BWLGX)
-        else:
-            hidden_BWCX = attended_BWCGX.new_zeros(())
-        kept_BWCG = (mass_BWCG - total_BWCG).exp().to(attended_BWCGX.dtype)
-        match_BWCG = total_BWCG - (shared.count_B + own_BWLD.shape[2]).log()[:, None, None, None]
-        hidden_BWCX = hidden_BWCX + (kept_BWCG[..., None, :] @ attended_BWCGX).squeeze(-2)
-        hidden_BWCX = hidden_BWCX + shared.codeword_KX[codes_BWC] + match_BWCG.to(to_match_XG.dtype) @ to_match_XG.T
-        return torch.as_tensor(self.mlp[1:](hidden_BWCX).squeeze(-1))
+        n, c, n_own = *codes_NC.shape, own_NLD.shape[1]
+        index_NC = codes_NC + row_N[:, None] * shared.mass_BKG.shape[1]
+        mass_NCG = F.embedding(index_NC, shared.mass_BKG.flatten(0, 1))
+        total_NCG = mass_NCG
+        weights, values_NYX = mass_NCG.new_empty(n, c, 0), own_NLD.new_empty(n, 0, to_attended_XGE.shape[0])
+        if n_own:
+            key_NLGE, value_NLGE = (layer(own_NLD).unflatten(-1, (self.heads, -1)) for layer in (self.key, self.value))
+            # All codewords against each hidden state is one matrix product, cheaper than gathering a query per candidate.
+            score_NLGK = torch.einsum("nlge,kge->nlgk", key_NLGE, shared.query_KGE).float()
+            score_NLGC = score_NLGK.gather(-1, codes_NC[:, None, None].expand(-1, n_own, self.heads, -1))
+            own_NGC = score_NLGC[:, 0] if n_own == 1 else score_NLGC.logsumexp(1)
+            total_NCG = torch.logaddexp(mass_NCG, own_NGC.transpose(1, 2))
+            weights = (score_NLGC - total_NCG.transpose(1, 2)[:, None]).exp_().flatten(1, 2).transpose(1, 2)
+            values_NYX = torch.einsum("nlge,xge->nlgx", value_NLGE, to_attended_XGE).flatten(1, 2)
+        hidden_NCX = F.embedding(codes_NC, shared.codeword_KX)
+        kept_NCG = (mass_NCG - total_NCG).exp_().to(hidden_NCX.dtype)
+        for g in range(self.heads):
+            hidden_NCX.addcmul_(kept_NCG[..., g, None], F.embedding(index_NC, shared.attended_GBKX[g].flatten(0, 1)))
+        match_NCG = total_NCG - (shared.count_B[row_N] + n_own).log()[:, None, None]
+        small_NCY = torch.cat([weights, match_NCG], dim=-1).to(hidden_NCX.dtype)
+        values_NYX = torch.cat([values_NYX, to_match_XG.T.expand(n, -1, -1)], dim=1)
+        return torch.as_tensor(self.mlp[1:](hidden_NCX.baddbmm_(small_NCY, values_NYX)).squeeze(-1))
 
     def _queries(self, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised codewords [K, D] and scaled queries [K, G, E]."""
@@ -162,3 +181,7 @@ class RankHead(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """[B, ..., D] to [B, G, ..., E]."""
         return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).movedim(-2, 1)
+
+
+def _at_once(limits: dict[str, int], device: torch.device) -> int:
+    return limits.get(device.type, limits["cpu"])
