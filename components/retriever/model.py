@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from components.retriever import packing
 from components.retriever.backbone import build_backbone, run_backbone
-from components.retriever.losses import ldpo_loss, ntp_loss, rank_head_loss
+from components.retriever.losses import ldpo_loss, lower_in_request, ntp_loss, rank_head_loss
 from components.retriever.packing import Batch
 from components.retriever.rank_head import RankHead
 from infra.config import LossConfig, RetrieverConfig
@@ -148,12 +148,18 @@ class Retriever(nn.Module):
         return hidden @ self.codebook(level).T
 
     def target_logits(self, encoded: Encoded, batch: Batch) -> list[Tensor]:
-        """Per level, logits_BPK at the positions that predict the targets."""
+        """Per level, logits_BPK at the positions that predict the targets; in fp32 under autocast too, as losses want them."""
         positions = self.prediction_positions(batch)
-        return [self.level_logits(take(encoded.hidden_BND, positions[..., level]), level) for level in range(self.n_levels)]
+        return [self.level_logits(take(encoded.hidden_BND, positions[..., level]), level).float() for level in range(self.n_levels)]
 
-    def forward(self, batch: Batch, loss: LossConfig) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, loss: LossConfig, share: Tensor | None = None) -> dict[str, Tensor]:
         """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 11, 17).
+
+        Args:
+            batch: packed rows.
+            loss: weights of the parts.
+            share: this batch's part of the `loss_counts` of all batches of a step. Each part of the loss is a mean; weighed
+                like this, those of the batches add up to the mean over all of them. None: the batch is the whole step.
 
         Returns:
             `loss` and its detached parts `ntp`, `ldpo`, `bce`.
@@ -161,39 +167,56 @@ class Retriever(nn.Module):
         codes_BPM = self.sid_codes[batch.target_items_BP]
         encoded = self.encode(batch, codes_BPM)
         logits = self.target_logits(encoded, batch)
+        share = logits[0].new_ones(2 + self.n_levels) if share is None else share
         logp = torch.stack([_log_likelihood(x, codes_BPM[..., m], loss.label_smoothing) for m, x in enumerate(logits)], dim=-1)
-        weights = torch.tensor([loss.ntp_level_weights.get(i, 0.0) for i in range(N_LEVELS_OF_FEEDBACK)], device=logp.device)
-        ntp = ntp_loss(logp, weights[batch.target_levels_BP] * batch.target_valid_BP)
-        parts = {"ntp": ntp}
-        total = ntp
+        parts = {"ntp": share[0] * ntp_loss(logp, self._ntp_weights(batch, loss))}
+        total = parts["ntp"]
         if loss.alpha > 0:
             exact = logp if loss.label_smoothing == 0 else _gather_logp(logits, codes_BPM)
-            parts["ldpo"] = ldpo_loss(exact.sum(-1), batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP, beta=loss.beta)
+            ldpo = ldpo_loss(exact.sum(-1), batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP, beta=loss.beta)
+            parts["ldpo"] = share[1] * ldpo
             total = total + loss.alpha * parts["ldpo"]
         if loss.rsp_weight > 0:
-            parts["bce"] = self._rank_head_loss(encoded, batch, logits, codes_BPM, loss)
+            parts["bce"] = (share[2:] * self._rank_head_losses(encoded, batch, logits, codes_BPM, loss)).sum()
             total = total + loss.rsp_weight * parts["bce"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
 
-    def _rank_head_loss(self, encoded: Encoded, batch: Batch, logits: list[Tensor], codes_BPM: Tensor, loss: LossConfig) -> Tensor:
-        """BCE of all levels (Eq. 16). Predictions with the same prefix are one row with several labels, not several rows."""
+    def loss_counts(self, batch: Batch, loss: LossConfig) -> Tensor:
+        """What the means of the loss are taken over, [2 + M]: weight of NTP, items of LDPO, predictions of BCE at each level."""
+        codes_BPM = self.sid_codes[batch.target_items_BP]
+        lower_BPP = lower_in_request(batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP)
+        predictions = [
+            self._predictions(batch, codes_BPM, level)[1].sum(1).clamp_max(loss.rsp_predictions).sum() for level in range(self.n_levels)
+        ]
+        return torch.stack([self._ntp_weights(batch, loss).sum(), lower_BPP.any(-1).sum(), *predictions]).float()
+
+    def _ntp_weights(self, batch: Batch, loss: LossConfig) -> Tensor:
+        weights = torch.tensor([loss.ntp_level_weights.get(i, 0.0) for i in range(N_LEVELS_OF_FEEDBACK)], device=self.sid_codes.device)
+        return weights[batch.target_levels_BP] * batch.target_valid_BP
+
+    def _predictions(self, batch: Batch, codes_BPM: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """For each target the positives [B, P, P] that share its request and earlier codewords, and the first of each group."""
         positive_BP = (batch.target_levels_BP >= self.positive_level) & batch.target_valid_BP
-        total = encoded.hidden_BND.new_zeros(())
+        group_BPP = _same_prefix(batch, codes_BPM[..., :level]) & positive_BP[:, None, :]
+        return group_BPP, _first_of_each(group_BPP) & positive_BP
+
+    def _rank_head_losses(self, encoded: Encoded, batch: Batch, logits: list[Tensor], codes_BPM: Tensor, loss: LossConfig) -> Tensor:
+        """BCE of each level (Eq. 16), [M]. Predictions with the same prefix are one row with several labels, not several rows."""
+        losses = []
         for level in range(self.n_levels):
-            same_BPP = _same_prefix(batch, codes_BPM[..., :level])
-            chosen_BP = _first_of_each(same_BPP & positive_BP[:, None, :]) & positive_BP
+            group_BPP, chosen_BP = self._predictions(batch, codes_BPM, level)
             rows_BQ, real_BQ = _select(chosen_BP, loss.rsp_predictions)
             # Row q collects the codewords of all positives that share its request and earlier codewords.
-            group_BQP = take(same_BPP & positive_BP[:, None, :], rows_BQ)
+            group_BQP = take(group_BPP, rows_BQ)
             logits_BQK = take(logits[level].detach(), rows_BQ)
             label_BQK = torch.zeros_like(logits_BQK)
             label_BQK.scatter_add_(2, codes_BPM[..., level][:, None, :].expand_as(group_BQP), group_BQP.to(label_BQK.dtype))
             label_BQK = label_BQK.clamp_max(1)
             kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
-            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level)
+            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level).float()
             retained = real_BQ[..., None].expand_as(score_BQC)
-            total = total + rank_head_loss(score_BQC.flatten(0, 1), label_BQK.gather(2, kept_BQC).flatten(0, 1), retained.flatten(0, 1))
-        return total
+            losses.append(rank_head_loss(score_BQC.flatten(0, 1), label_BQK.gather(2, kept_BQC).flatten(0, 1), retained.flatten(0, 1)))
+        return torch.stack(losses)
 
     def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor, level: int) -> Tensor:
         """Rank-head logits_BQC of candidate codewords of some targets (Eq. 13-15)."""

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from components.retriever.bundle import codes_of, restore_model
-from components.training.data import epoch_batches, steps_per_epoch, training_rows
+from components.training.data import epoch_batches, plan_batches, training_rows
 from components.training.job import train_retriever
 from components.training.loop import build_average, build_model, build_optimizer
 from infra import storage
@@ -35,14 +35,15 @@ def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Averaged weights, and the mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
     rows = training_rows(timelines(users=USERS), CONFIG)
     model = build_model(CONFIG, sids())
-    optimizer, schedule = build_optimizer(model, CONFIG, steps_per_epoch(len(rows), rows_per_batch=2, world_size=WORKERS))
+    plan = plan_batches(rows, CONFIG, world_size=WORKERS)
+    optimizer, schedule = build_optimizer(model, CONFIG, plan.steps)
     average = build_average(model, CONFIG)
     curve = []
     for epoch in range(EPOCHS):
-        workers = [epoch_batches(rows, rows_per_batch=2, epoch=epoch, seed=0, rank=rank, world_size=WORKERS) for rank in range(WORKERS)]
+        workers = [epoch_batches(plan, epoch=epoch, seed=0, rank=rank) for rank in range(WORKERS)]
         first = []
         for batches in zip(*workers, strict=True):
-            parts = [model(batch, CONFIG.training.loss) for batch in batches]
+            parts = [model(batch, CONFIG.training.loss) for (batch,) in batches]
             optimizer.zero_grad()
             (sum(part["loss"] for part in parts) / WORKERS).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.training.grad_clip)

@@ -14,7 +14,7 @@ from components.retriever.packing import collate
 from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.trie import build_trie
 from components.training.checkpoint import load_checkpoint, save_checkpoint
-from components.training.data import steps_per_epoch, training_rows
+from components.training.data import plan_batches, training_rows
 from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs, train_step
 from infra.errors import TrainingError
 from tests.unit.components.training.small import N_ITEMS, K, configuration, sids, timelines
@@ -28,7 +28,7 @@ class Trainer:
     def __init__(self, config):
         self.config, self.rows = config, training_rows(timelines(), config)
         self.model = build_model(config, sids())
-        steps = steps_per_epoch(len(self.rows), rows_per_batch=config.training.rows_per_batch, world_size=1)
+        steps = plan_batches(self.rows, config).steps
         self.optimizer, self.schedule = build_optimizer(self.model, config, steps)
         self.average = build_average(self.model, config)
         self.state = first_state()
@@ -192,7 +192,7 @@ def test_the_golden_losses_have_not_moved():
     for start in range(0, 12, 4):
         torch.manual_seed(start)
         batch = collate(trainer.rows[start : start + 4])
-        found.append(train_step(trainer.model, batch, trainer.optimizer, trainer.schedule, config))
+        found.append(train_step(trainer.model, [batch], trainer.optimizer, trainer.schedule, config))
     if os.environ.get("RANKGR_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps([{name: round(value, 6) for name, value in step.items()} for step in found], indent=2) + "\n")
     for step, expected in zip(found, json.loads(GOLDEN.read_text()), strict=True):
