@@ -144,7 +144,7 @@ def _train(arguments: Mapping[str, Any]) -> None:
             state = load_checkpoint(Path(folder), model, average, optimizer, schedule, early)
         get_logger(STEP).info("resumed", epoch=state["epoch"], steps=state["steps"])
     # Our buffers are constants (SIDs); by default DDP would send them with every step.
-    ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"forward_sync_buffers": False})
 
     def tell(done: int, total: int, figures: dict[str, Any]) -> None:
         if rank == 0 and (done % _TELL_EVERY == 0 or done == total):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +35,8 @@ def build_model(config: Config, sids: pa.Table) -> Retriever:
         model.rank_head.requires_grad_(requires_grad=False)
     if config.training.gradient_checkpointing:
         backbone: Any = model.backbone
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        backbone.activation_checkpointing_enable()
+        backbone.disable_input_require_grads()  # asked for by reentrant checkpointing only, and wrong while decoding
     return model.train()
 
 
@@ -91,14 +91,14 @@ def train_step(
     loss, device = config.training.loss, next(model.parameters()).device
     batches = [batch.to(device) for batch in batches]
     optimizer.zero_grad(set_to_none=True)
-    found: Counter[str] = Counter()
+    figures: dict[str, float] = {}
     for number, (batch, share) in enumerate(zip(batches, _shares(model, batches, loss), strict=True), 1):
         with _without_exchange(model, skip=number < len(batches)):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.training.precision == "bf16"):
                 parts = model(batch, loss, share)
             parts["loss"].backward()
-        found.update({name: float(value.detach()) for name, value in parts.items()})
-    figures = dict(found)
+        for name, value in parts.items():
+            figures[name] = figures.get(name, 0.0) + float(value.detach())
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.training.grad_clip)
     # Gradients are averaged over workers, so that all of them notice and none waits for the others.
     if not torch.isfinite(norm):
@@ -163,22 +163,22 @@ def run_epochs(
         if state["stopped"]:
             return
         first, begun = epoch * plan.steps, state["steps"] - epoch * plan.steps
-        sums, start = Counter(state["sums"]), time.monotonic() - state["seconds"]
+        sums, start = dict(state["sums"]), time.monotonic() - state["seconds"]
         torch.manual_seed(_noise_seed(config, epoch, begun, rank))
         for done, batches in enumerate(epoch_batches(plan, epoch=epoch, seed=config.seed, rank=rank, skip=begun), begun + 1):
             losses = train_step(model, batches, optimizer, schedule, config)
-            sums.update(losses)
+            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
             average.update_parameters(model)
             if tell is not None:
                 tell(first + done, training.epochs * plan.steps, {"epoch": epoch + 1, "loss": round(losses["loss"], 3)})
             if training.checkpoint_every_steps and (first + done) % training.checkpoint_every_steps == 0 and done < plan.steps:
-                yield {**state, "steps": first + done, "sums": dict(sums), "seconds": time.monotonic() - start}
+                yield {**state, "steps": first + done, "sums": sums, "seconds": time.monotonic() - start}
                 torch.manual_seed(_noise_seed(config, epoch, done, rank))
         point = {"epoch": epoch + 1, "step": first + plan.steps, "seconds": round(time.monotonic() - start, 2)}
         point |= {name: total / plan.steps for name, total in sums.items()}
         stopped = False
         if early_stopping is not None and early_stopping.is_due(epoch + 1):
-            point |= early_stopping.judge(average.module, epoch + 1)
+            point |= early_stopping.judge(cast(Retriever, average.module), epoch + 1)
             stopped = early_stopping.exhausted
         state = {**first_state(), "epoch": epoch + 1, "steps": first + plan.steps, "curve": [*state["curve"], point], "stopped": stopped}
         yield state
