@@ -76,13 +76,13 @@ def rank_score(head: RankHead, codeword: Tensor, states: Sequence[Tensor]) -> Te
     width = len(codeword) // head.heads
     codeword = head.norm(codeword)
     query, keys, values = head.query(codeword), [head.key(h) for h in states], [head.value(h) for h in states]
-    attended = []
+    attended, matches = [], []
     for g in range(head.heads):
         part = slice(g * width, (g + 1) * width)
         weights = [torch.exp(query[part] @ key[part] / math.sqrt(width)) for key in keys]
         attended.append(sum(w * value[part] for w, value in zip(weights, values, strict=True)) / sum(weights))
-    attention = torch.cat(attended)
-    return head.mlp(torch.cat([attention, codeword, attention * codeword]))[0]
+        matches.append(torch.log(sum(weights) / len(weights)))
+    return head.mlp(torch.cat([*attended, codeword, torch.stack(matches)]))[0]
 
 
 def sid_score(model: Retriever, items: Sequence[int], levels: Sequence[int], sid: Sequence[int], score: str) -> float:
