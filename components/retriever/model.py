@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.retriever import packing
-from components.retriever.backbone import build_backbone, run_backbone
+from components.retriever.backbone import build_backbone, run_decoding
 from components.retriever.losses import ldpo_loss, lower_in_request, ntp_loss, rank_head_loss
+from components.retriever.packed_attention import PackedPass
 from components.retriever.packing import Batch
 from components.retriever.rank_head import RankHead
 from infra.config import LossConfig, RetrieverConfig
@@ -112,14 +113,21 @@ class Retriever(nn.Module):
 
     def history_embeddings(self, items_BH: Tensor, levels_BH: Tensor) -> Tensor:
         """Input embeddings of [BOS] and the history, [B, 1 + w H, D]; merged by GenRec Eq. 5 or one a codeword."""
+        return self._input_embeddings(items_BH, levels_BH, items_BH.new_empty(len(items_BH), 0))[0]
+
+    def _input_embeddings(self, items_BH: Tensor, levels_BH: Tensor, tokens_BX: Tensor) -> tuple[Tensor, Tensor]:
+        """[BOS] with the history, and further tokens: one look-up for all, since the gradient of each is as large as the table."""
+        b, h = items_BH.shape
         level = torch.arange(self.n_levels, device=items_BH.device)
-        codewords = self.embedding(self.token_ids(self.sid_codes[items_BH], level))  # [B, H, M, D]
+        history_ids = self.token_ids(self.sid_codes[items_BH], level).flatten(1)
+        ids = torch.cat([history_ids.new_full((b, 1), self.first_token - 1), history_ids, tokens_BX], dim=1)
+        bos, codewords, tokens = self.embedding(ids).split([1, h * self.n_levels, tokens_BX.shape[1]], dim=1)
+        codewords = codewords.reshape(b, h, self.n_levels, -1)
         if self.token_merger is not None:
             codewords = self.token_merger(codewords.flatten(2))[:, :, None]
         if self.feedback is not None:
             codewords = codewords + self.feedback(levels_BH)[:, :, None]
-        bos = self.embedding.weight[self.first_token - 1].expand(len(items_BH), 1, -1)
-        return torch.cat([bos, codewords.flatten(1, 2)], dim=1)
+        return torch.cat([bos, codewords.flatten(1, 2)], dim=1), tokens
 
     def encode(self, batch: Batch, target_codes_BPM: Tensor) -> Encoded:
         """Run the backbone over histories and targets packed into one row each.
@@ -127,12 +135,12 @@ class Retriever(nn.Module):
         Args:
             target_codes_BPM: codes of the targets; the last level is not read.
         """
-        history = self.history_embeddings(batch.items_BH, batch.levels_BH)
-        level = torch.arange(self.n_levels - 1, device=history.device)
-        targets = self.embedding(self.token_ids(target_codes_BPM[..., :-1], level)).flatten(1, 2)
-        allowed = packing.attention_mask(batch, n_levels=self.n_levels, width=self.width)
+        level = torch.arange(self.n_levels - 1, device=target_codes_BPM.device)
+        read = self.token_ids(target_codes_BPM[..., :-1], level).flatten(1)
+        history, targets = self._input_embeddings(batch.items_BH, batch.levels_BH, read)
         positions = packing.position_ids(batch, n_levels=self.n_levels, width=self.width)
-        hidden = run_backbone(self.backbone, self.dropout(torch.cat([history, targets], dim=1)), allowed, positions)
+        attention = PackedPass(batch, n_levels=self.n_levels, width=self.width)
+        hidden = run_decoding(self.backbone, self.dropout(torch.cat([history, targets], dim=1)), positions, attention)
         return Encoded(hidden, history.shape[1])
 
     def prediction_positions(self, batch: Batch) -> Tensor:
@@ -150,7 +158,9 @@ class Retriever(nn.Module):
     def target_logits(self, encoded: Encoded, batch: Batch) -> list[Tensor]:
         """Per level, logits_BPK at the positions that predict the targets; in fp32 under autocast too, as losses want them."""
         positions = self.prediction_positions(batch)
-        return [self.level_logits(take(encoded.hidden_BND, positions[..., level]), level).float() for level in range(self.n_levels)]
+        sizes = [self.first_token, *[self.n_codes] * self.n_levels]
+        _, *codebooks = self.embedding.weight.split(sizes)  # of which the gradient is put together once, not level by level
+        return [(take(encoded.hidden_BND, positions[..., i]) @ codebook_KD.T).float() for i, codebook_KD in enumerate(codebooks)]
 
     def forward(self, batch: Batch, loss: LossConfig, share: Tensor | None = None) -> dict[str, Tensor]:
         """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 11, 17).
