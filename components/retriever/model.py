@@ -122,7 +122,7 @@ class Retriever(nn.Module):
         history_ids = self.token_ids(self.sid_codes[items_BH], level).flatten(1)
         ids = torch.cat([history_ids.new_full((b, 1), self.first_token - 1), history_ids, tokens_BX], dim=1)
         bos, codewords, tokens = self.embedding(ids).split([1, h * self.n_levels, tokens_BX.shape[1]], dim=1)
-        codewords = codewords.reshape(b, h, self.n_levels, -1)
+        codewords = codewords.reshape(b, h, self.n_levels, self.embedding.embedding_dim)
         if self.token_merger is not None:
             codewords = self.token_merger(codewords.flatten(2))[:, :, None]
         if self.feedback is not None:
@@ -159,7 +159,7 @@ class Retriever(nn.Module):
         """Per level, logits_BPK at the positions that predict the targets; in fp32 under autocast too, as losses want them."""
         positions = self.prediction_positions(batch)
         sizes = [self.first_token, *[self.n_codes] * self.n_levels]
-        _, *codebooks = self.embedding.weight.split(sizes)  # of which the gradient is put together once, not level by level
+        _, *codebooks = self.embedding.weight.split_with_sizes(sizes)  # of which the gradient is put together once, not level by level
         return [(take(encoded.hidden_BND, positions[..., i]) @ codebook_KD.T).float() for i, codebook_KD in enumerate(codebooks)]
 
     def forward(self, batch: Batch, loss: LossConfig, share: Tensor | None = None) -> dict[str, Tensor]:

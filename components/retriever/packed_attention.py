@@ -1,10 +1,9 @@
 """Attention of packed rows while training: the history is plainly causal, a target sees its part of it and itself (Eq. 7).
 
-No mask over all positions is ever made: causality hides the padding behind a history, and targets look at the history
-and at their own codewords alone, never at one another. Softmax over both parts together is exact.
+No mask over all pairs of positions is made. Within a history, causality alone hides the padding behind it, which a fused
+kernel does without a mask; only the targets, few beside the history, bring one.
 
-Shapes: B rows, S history positions, P targets, T = M - 1 positions of a target, Q = P T, N = S + Q positions, J heads of
-keys and values, G heads of the queries for each, H = J G, E width of a head.
+Shapes: B rows, S history positions, Q target positions, N = S + Q, J heads of keys and values, H of queries, E width of a head.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.retriever.packing import Batch, history_positions
+from components.retriever.packing import Batch, target_mask
 
 
 class PackedPass:
@@ -26,33 +25,25 @@ class PackedPass:
     """
 
     def __init__(self, batch: Batch, *, n_levels: int, width: int) -> None:
-        self._n_history, self._tail = 1 + width * batch.items_BH.shape[1], n_levels - 1
-        last_BP = history_positions(batch.target_prefix_BP, width)
-        hidden_BPS = torch.arange(self._n_history, device=last_BP.device) > last_BP[..., None]
-        bias = torch.zeros(hidden_BPS.shape, device=last_BP.device).masked_fill_(hidden_BPS, float("-inf"))
-        self._bias_BPS = bias[:, None, None, :, None]
-        self._later_TT = torch.ones(self._tail, self._tail, dtype=torch.bool, device=last_BP.device).triu(1)
+        allowed_BQN = target_mask(batch, n_levels=n_levels, width=width)
+        self._n_history = allowed_BQN.shape[2] - allowed_BQN.shape[1]
+        bias_BQN = torch.zeros(allowed_BQN.shape, device=allowed_BQN.device).masked_fill_(~allowed_BQN, float("-inf"))
+        self._bias_B1QN = bias_BQN[:, None]
 
-    def attend(self, layer: int, query_BHNE: Tensor, key_BJNE: Tensor, value_BJNE: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query_BHNE: Tensor, key_BJNE: Tensor, value_BJNE: Tensor, scaling: float) -> Tensor:  # noqa: ARG002
         """See `Decoding`; the same in every layer."""
+        s = self._n_history
+        # Split, not sliced: the gradient of a split is put together once.
+        history, targets = query_BHNE.split_with_sizes([s, query_BHNE.shape[2] - s], dim=2)
         grouped = query_BHNE.shape[1] != key_BJNE.shape[1]
-        lengths = [self._n_history, query_BHNE.shape[2] - self._n_history]
-        # One split in place of two slices: the gradient is then put together once.
-        (query, own_query), (key, own_key), (value, own_value) = (x.split(lengths, dim=2) for x in (query_BHNE, key_BJNE, value_BJNE))
-        history = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-        if not lengths[1]:
-            return history.transpose(1, 2)
-        targets = self._attend_targets(own_query * scaling, key, value, *(x.unflatten(2, (-1, self._tail)) for x in (own_key, own_value)))
-        return torch.cat([history, targets], dim=2).transpose(1, 2)
-
-    def _attend_targets(self, query_BHQE: Tensor, key_BJSE: Tensor, value_BJSE: Tensor, key_BJPTE: Tensor, value_BJPTE: Tensor) -> Tensor:
-        j, s = key_BJSE.shape[1], self._n_history
-        query_BJGPTE = query_BHQE.unflatten(2, (-1, self._tail)).unflatten(1, (j, -1))
-        to_history = (query_BJGPTE.flatten(2, 4) @ key_BJSE.transpose(-1, -2)).view(*query_BJGPTE.shape[:-1], s)
-        to_own = query_BJGPTE @ key_BJPTE[:, :, None].transpose(-1, -2) if self._tail > 1 else (query_BJGPTE * key_BJPTE[:, :, None]).sum(-1, keepdim=True)
-        scores = torch.cat([to_history + self._bias_BPS, to_own.masked_fill(self._later_TT, float("-inf"))], dim=-1)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(value_BJSE.dtype)
-        attended = (weights[..., :s].flatten(2, 4) @ value_BJSE).view(query_BJGPTE.shape)
-        own = weights[..., s:]
-        attended = attended + (own @ value_BJPTE[:, :, None] if self._tail > 1 else own * value_BJPTE[:, :, None])
-        return attended.flatten(3, 4).flatten(1, 2)
+        attended = F.scaled_dot_product_attention(
+            history, key_BJNE[:, :, :s], value_BJNE[:, :, :s], is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+        if targets.shape[2]:
+            if grouped and query_BHNE.is_cuda:  # there, kernels that take a mask do not take fewer heads of keys
+                share = query_BHNE.shape[1] // key_BJNE.shape[1]
+                key_BJNE, value_BJNE, grouped = key_BJNE.repeat_interleave(share, 1), value_BJNE.repeat_interleave(share, 1), False
+            bias = self._bias_B1QN.to(query_BHNE.dtype)
+            own = F.scaled_dot_product_attention(targets, key_BJNE, value_BJNE, attn_mask=bias, scale=scaling, enable_gqa=grouped)
+            attended = torch.cat([attended, own], dim=2)
+        return attended.transpose(1, 2)

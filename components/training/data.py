@@ -15,6 +15,7 @@ from infra.config import Config
 from infra.errors import ConfigError
 
 _BUCKET = 32
+_FINE_BUCKET = 8  # where rows are short, a batch holds many of them and padding would be most of it
 
 
 def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
@@ -75,17 +76,18 @@ def plan_batches(rows: Sequence[Row], config: Config, *, world_size: int = 1) ->
     """Batches of `rows_per_batch` rows a worker, or of at most `tokens_per_batch` positions where that is set."""
     training = config.training
     items_R, targets_R = (np.asarray(sizes, dtype=np.int64) for sizes in zip(*_sizes(rows), strict=True))
-    bucket_R = (items_R + targets_R) // _BUCKET
     if training.tokens_per_batch is None:
         together = training.rows_per_batch * world_size
         ends = [*range(together, len(rows), together), len(rows)]
-    else:
-        width = 1 if config.retriever.history == "merged" else config.semantic_ids.levels
-        longest = np.zeros((2, int(bucket_R.max()) + 1), dtype=np.int64)
-        np.maximum.at(longest[0], bucket_R, items_R)
-        np.maximum.at(longest[1], bucket_R, targets_R)
-        shapes = longest[:, np.sort(bucket_R)]
-        ends = _ends_within(1 + width * shapes[0], (config.semantic_ids.levels - 1) * shapes[1], training.tokens_per_batch, world_size)
+        return BatchPlan(rows, (items_R + targets_R) // _BUCKET, ends, world_size, training.accumulation_steps)
+    history_R = 1 + (1 if config.retriever.history == "merged" else config.semantic_ids.levels) * items_R
+    own_R = (config.semantic_ids.levels - 1) * targets_R
+    bucket_R = (history_R + own_R) // _FINE_BUCKET
+    longest = np.zeros((2, int(bucket_R.max()) + 1), dtype=np.int64)
+    np.maximum.at(longest[0], bucket_R, history_R)
+    np.maximum.at(longest[1], bucket_R, own_R)
+    history_R, own_R = longest[:, np.sort(bucket_R)]
+    ends = _ends_within(history_R, own_R, training.tokens_per_batch, world_size)
     return BatchPlan(rows, bucket_R, ends, world_size, training.accumulation_steps)
 
 
