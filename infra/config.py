@@ -162,15 +162,34 @@ class TrainingConfig(Section):
     workers: int = Field(2, ge=1)
     epochs: int = Field(20, ge=1)
     rows_per_batch: int = Field(8, ge=1)
-    """User rows a worker handles a step."""
+    """User rows of a batch of one worker."""
+    tokens_per_batch: int | None = Field(None, ge=1)
+    """Positions of a batch of one worker, padding included, in place of `rows_per_batch`; a longer row is a batch of its own."""
+    accumulation_steps: int = Field(1, ge=1)
+    """Batches of a worker that make one optimizer step, weighed as if they were one batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` runs matrix products in bfloat16 (autocast); weights, moments and losses stay in fp32."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of the backbone's layers again in the backward pass: less memory, a third more time."""
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay a step of the moving average of the weights that is released; 0 releases the last weights."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Of the learning rate after its warm-up; `cosine` and `linear` end at 0 after the last epoch."""
     loss: LossConfig = LossConfig()
     checkpoint_every_epochs: int = Field(2, ge=1)
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Checkpoints within an epoch too, for epochs that take hours."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many validations without a better HR, and release the best weights; null never validates."""
+    validate_every_epochs: int = Field(1, ge=1)
+    validation_k: int = Field(10, ge=1)
+    """HR@k of positives in the VALID phase is what early stopping looks at."""
+    validation_users: int | None = Field(1000, ge=1)
+    """A random sample of this many users; null takes all."""
     max_failures: int = Field(2, ge=0)
     use_gpu: bool = False
     threads_per_worker: int = Field(1, ge=1)

@@ -96,18 +96,6 @@ def _add_residual_dropout(model: Qwen2Model, dropout: float) -> None:
         layer.mlp.register_forward_hook(drop)
 
 
-def run_backbone(model: nn.Module, embeddings_BND: Tensor, allowed_BNN: Tensor, positions_BN: Tensor) -> Tensor:
-    """Hidden states of all positions under a mask of one's own.
-
-    Returns:
-        hidden_BND after the final norm.
-    """
-    bias = torch.zeros(allowed_BNN.shape, dtype=embeddings_BND.dtype, device=embeddings_BND.device)
-    bias.masked_fill_(~allowed_BNN, torch.finfo(embeddings_BND.dtype).min)
-    output = model(inputs_embeds=embeddings_BND, attention_mask=bias[:, None], position_ids=positions_BN, use_cache=False)
-    return torch.as_tensor(output.last_hidden_state)
-
-
 def run_decoding(model: nn.Module, embeddings_BND: Tensor, positions_BN: Tensor, decoding: attention.Decoding) -> Tensor:
     """Hidden states of new positions, whose attention is left to `decoding`.
 

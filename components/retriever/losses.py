@@ -36,13 +36,18 @@ def ldpo_loss(score_BP: Tensor, level_BP: Tensor, request_BP: Tensor, valid_BP: 
         beta: inverse temperature.
     """
     scaled = beta * score_BP
-    same_request = request_BP[:, :, None] == request_BP[:, None, :]
-    lower_BPP = same_request & (level_BP[:, None, :] < level_BP[:, :, None]) & valid_BP[:, None, :] & valid_BP[:, :, None]
+    lower_BPP = lower_in_request(level_BP, request_BP, valid_BP)
     contributes = lower_BPP.any(-1)
     itself = torch.eye(score_BP.shape[1], dtype=torch.bool, device=score_BP.device)
     others = scaled[:, None, :].masked_fill(~(lower_BPP | itself), float("-inf"))
     loss_BP = torch.logsumexp(others, dim=-1) - scaled
     return (loss_BP * contributes).sum() / contributes.sum().clamp_min(1)
+
+
+def lower_in_request(level_BP: Tensor, request_BP: Tensor, valid_BP: Tensor) -> Tensor:
+    """lower_BPP: whether target j is of a lower level than target i of the same request."""
+    same_request = request_BP[:, :, None] == request_BP[:, None, :]
+    return same_request & (level_BP[:, None, :] < level_BP[:, :, None]) & valid_BP[:, None, :] & valid_BP[:, :, None]
 
 
 def rank_head_loss(score_QC: Tensor, label_QC: Tensor, retained_QC: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.retriever import packing
-from components.retriever.backbone import build_backbone, run_backbone
-from components.retriever.losses import ldpo_loss, ntp_loss, rank_head_loss
+from components.retriever.backbone import build_backbone, run_decoding
+from components.retriever.losses import ldpo_loss, lower_in_request, ntp_loss, rank_head_loss
+from components.retriever.packed_attention import PackedPass
 from components.retriever.packing import Batch
 from components.retriever.rank_head import RankHead
 from infra.config import LossConfig, RetrieverConfig
@@ -113,14 +114,21 @@ class Retriever(nn.Module):
 
     def history_embeddings(self, items_BH: Tensor, levels_BH: Tensor) -> Tensor:
         """Input embeddings of [BOS] and the history, [B, 1 + w H, D]; merged by GenRec Eq. 5 or one a codeword."""
+        return self._input_embeddings(items_BH, levels_BH, items_BH.new_empty(len(items_BH), 0))[0]
+
+    def _input_embeddings(self, items_BH: Tensor, levels_BH: Tensor, tokens_BX: Tensor) -> tuple[Tensor, Tensor]:
+        """[BOS] with the history, and further tokens: one look-up for all, since the gradient of each is as large as the table."""
+        b, h = items_BH.shape
         level = torch.arange(self.n_levels, device=items_BH.device)
-        codewords = self.embedding(self.token_ids(self.sid_codes[items_BH], level))  # [B, H, M, D]
+        history_ids = self.token_ids(self.sid_codes[items_BH], level).flatten(1)
+        ids = torch.cat([history_ids.new_full((b, 1), self.first_token - 1), history_ids, tokens_BX], dim=1)
+        bos, codewords, tokens = self.embedding(ids).split([1, h * self.n_levels, tokens_BX.shape[1]], dim=1)
+        codewords = codewords.reshape(b, h, self.n_levels, self.embedding.embedding_dim)
         if self.token_merger is not None:
             codewords = self.token_merger(codewords.flatten(2))[:, :, None]
         if self.feedback is not None:
             codewords = codewords + self.feedback(levels_BH)[:, :, None]
-        bos = self.embedding.weight[self.first_token - 1].expand(len(items_BH), 1, -1)
-        return torch.cat([bos, codewords.flatten(1, 2)], dim=1)
+        return torch.cat([bos, codewords.flatten(1, 2)], dim=1), tokens
 
     def encode(self, batch: Batch, target_codes_BPM: Tensor) -> Encoded:
         """Run the backbone over histories and targets packed into one row each.
@@ -128,12 +136,12 @@ class Retriever(nn.Module):
         Args:
             target_codes_BPM: codes of the targets; the last level is not read.
         """
-        history = self.history_embeddings(batch.items_BH, batch.levels_BH)
-        level = torch.arange(self.n_levels - 1, device=history.device)
-        targets = self.embedding(self.token_ids(target_codes_BPM[..., :-1], level)).flatten(1, 2)
-        allowed = packing.attention_mask(batch, n_levels=self.n_levels, width=self.width)
+        level = torch.arange(self.n_levels - 1, device=target_codes_BPM.device)
+        read = self.token_ids(target_codes_BPM[..., :-1], level).flatten(1)
+        history, targets = self._input_embeddings(batch.items_BH, batch.levels_BH, read)
         positions = packing.position_ids(batch, n_levels=self.n_levels, width=self.width)
-        hidden = run_backbone(self.backbone, self.dropout(torch.cat([history, targets], dim=1)), allowed, positions)
+        attention = PackedPass(batch, n_levels=self.n_levels, width=self.width)
+        hidden = run_decoding(self.backbone, self.dropout(torch.cat([history, targets], dim=1)), positions, attention)
         return Encoded(hidden, history.shape[1])
 
     def prediction_positions(self, batch: Batch) -> Tensor:
@@ -149,12 +157,20 @@ class Retriever(nn.Module):
         return hidden @ self.codebook(level).T
 
     def target_logits(self, encoded: Encoded, batch: Batch) -> list[Tensor]:
-        """Per level, logits_BPK at the positions that predict the targets."""
+        """Per level, logits_BPK at the positions that predict the targets; in fp32 under autocast too, as losses want them."""
         positions = self.prediction_positions(batch)
-        return [self.level_logits(take(encoded.hidden_BND, positions[..., level]), level) for level in range(self.n_levels)]
+        sizes = [self.first_token, *[self.n_codes] * self.n_levels]
+        _, *codebooks = self.embedding.weight.split_with_sizes(sizes)  # of which the gradient is put together once, not level by level
+        return [(take(encoded.hidden_BND, positions[..., i]) @ codebook_KD.T).float() for i, codebook_KD in enumerate(codebooks)]
 
-    def forward(self, batch: Batch, loss: LossConfig) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, loss: LossConfig, share: Tensor | None = None) -> dict[str, Tensor]:
         """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 11, 17).
+
+        Args:
+            batch: packed rows.
+            loss: weights of the parts.
+            share: this batch's part of the `loss_counts` of all batches of a step. Each part of the loss is a mean; weighed
+                like this, those of the batches add up to the mean over all of them. None: the batch is the whole step.
 
         Returns:
             `loss` and its detached parts `ntp`, `ldpo`, `bce`.
@@ -162,30 +178,47 @@ class Retriever(nn.Module):
         codes_BPM = self.sid_codes[batch.target_items_BP]
         encoded = self.encode(batch, codes_BPM)
         logits = self.target_logits(encoded, batch)
+        share = logits[0].new_ones(2 + self.n_levels) if share is None else share
         logp = torch.stack([_log_likelihood(x, codes_BPM[..., m], loss.label_smoothing) for m, x in enumerate(logits)], dim=-1)
-        weights = torch.tensor([loss.ntp_level_weights.get(i, 0.0) for i in range(N_LEVELS_OF_FEEDBACK)], device=logp.device)
-        ntp = ntp_loss(logp, weights[batch.target_levels_BP] * batch.target_valid_BP)
-        parts = {"ntp": ntp}
-        total = ntp
+        parts = {"ntp": share[0] * ntp_loss(logp, self._ntp_weights(batch, loss))}
+        total = parts["ntp"]
         if loss.alpha > 0:
             exact = logp if loss.label_smoothing == 0 else _gather_logp(logits, codes_BPM)
-            parts["ldpo"] = ldpo_loss(exact.sum(-1), batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP, beta=loss.beta)
+            ldpo = ldpo_loss(exact.sum(-1), batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP, beta=loss.beta)
+            parts["ldpo"] = share[1] * ldpo
             total = total + loss.alpha * parts["ldpo"]
         if loss.rsp_weight > 0:
-            parts["bce"] = self._rank_head_loss(encoded, batch, logits, codes_BPM, loss)
+            parts["bce"] = (share[2:] * self._rank_head_losses(encoded, batch, logits, codes_BPM, loss)).sum()
             total = total + loss.rsp_weight * parts["bce"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
 
-    def _rank_head_loss(self, encoded: Encoded, batch: Batch, logits: list[Tensor], codes_BPM: Tensor, loss: LossConfig) -> Tensor:
-        """BCE of all levels (Eq. 16). Predictions with the same prefix are one row with several labels, not several rows."""
+    def loss_counts(self, batch: Batch, loss: LossConfig) -> Tensor:
+        """What the means of the loss are taken over, [2 + M]: weight of NTP, items of LDPO, predictions of BCE at each level."""
+        codes_BPM = self.sid_codes[batch.target_items_BP]
+        lower_BPP = lower_in_request(batch.target_levels_BP, batch.target_request_BP, batch.target_valid_BP)
+        predictions = [
+            self._predictions(batch, codes_BPM, level)[1].sum(1).clamp_max(loss.rsp_predictions).sum() for level in range(self.n_levels)
+        ]
+        return torch.stack([self._ntp_weights(batch, loss).sum(), lower_BPP.any(-1).sum(), *predictions]).float()
+
+    def _ntp_weights(self, batch: Batch, loss: LossConfig) -> Tensor:
+        weights = torch.tensor([loss.ntp_level_weights.get(i, 0.0) for i in range(N_LEVELS_OF_FEEDBACK)], device=self.sid_codes.device)
+        return weights[batch.target_levels_BP] * batch.target_valid_BP
+
+    def _predictions(self, batch: Batch, codes_BPM: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """For each target the positives [B, P, P] that share its request and earlier codewords, and the first of each group."""
         positive_BP = (batch.target_levels_BP >= self.positive_level) & batch.target_valid_BP
-        total = encoded.hidden_BND.new_zeros(())
+        group_BPP = _same_prefix(batch, codes_BPM[..., :level]) & positive_BP[:, None, :]
+        return group_BPP, _first_of_each(group_BPP) & positive_BP
+
+    def _rank_head_losses(self, encoded: Encoded, batch: Batch, logits: list[Tensor], codes_BPM: Tensor, loss: LossConfig) -> Tensor:
+        """BCE of each level (Eq. 16), [M]. Predictions with the same prefix are one row with several labels, not several rows."""
+        losses = []
         for level in range(self.n_levels):
-            same_BPP = _same_prefix(batch, codes_BPM[..., :level])
-            chosen_BP = _first_of_each(same_BPP & positive_BP[:, None, :]) & positive_BP
+            group_BPP, chosen_BP = self._predictions(batch, codes_BPM, level)
             rows_BQ, real_BQ = _select(chosen_BP, loss.rsp_predictions)
             # Row q collects the codewords of all positives that share its request and earlier codewords.
-            group_BQP = take(same_BPP & positive_BP[:, None, :], rows_BQ)
+            group_BQP = take(group_BPP, rows_BQ)
             logits_BQK = take(logits[level].detach(), rows_BQ)
             label_BQK = torch.zeros_like(logits_BQK)
             label_BQK.scatter_add_(2, codes_BPM[..., level][:, None, :].expand_as(group_BQP), group_BQP.to(label_BQK.dtype))
@@ -194,10 +227,10 @@ class Retriever(nn.Module):
             if loss.train_lambdas[level] < self.n_codes:
                 kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
                 prior_BQC, label_BQK = prior_BQC.gather(2, kept_BQC), label_BQK.gather(2, kept_BQC)
-            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level) + prior_BQC
+            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level).float() + prior_BQC
             retained = real_BQ[..., None].expand_as(score_BQC)
-            total = total + rank_head_loss(score_BQC.flatten(0, 1), label_BQK.flatten(0, 1), retained.flatten(0, 1))
-        return total
+            losses.append(rank_head_loss(score_BQC.flatten(0, 1), label_BQK.flatten(0, 1), retained.flatten(0, 1)))
+        return torch.stack(losses)
 
     def rank_prior(self, logp: Tensor) -> Tensor:
         """What a candidate's rank-head logit starts from: IAP's log odds, or 0 (`rank_prior: none`, Eq. 15 as printed).

@@ -125,29 +125,23 @@ def history_positions(count: Tensor, width: int) -> Tensor:
     return count * width
 
 
-def attention_mask(batch: Batch, *, n_levels: int, width: int) -> Tensor:
-    """Which position may attend to which (RankGR Eq. 7 with a history prefix of its own for every target).
+def target_mask(batch: Batch, *, n_levels: int, width: int) -> Tensor:
+    """Which positions a target's own may attend to (RankGR Eq. 7 with a history prefix of its own for every target).
+
+    History positions need no mask: they attend to what lies before them.
 
     Returns:
-        allowed_BNN, bool, [query, key]. Padded positions attend to themselves, so that no row of the softmax is empty.
+        allowed_BQN, bool, [query among the Q = P (M - 1) target positions, key among all N]. Padded targets see [BOS].
     """
-    n_rows, n_items = batch.items_BH.shape
-    n_history, n_targets, tail = 1 + width * n_items, batch.target_items_BP.shape[1], n_levels - 1
+    n_items, n_targets, tail = batch.items_BH.shape[1], batch.target_items_BP.shape[1], n_levels - 1
     device = batch.items_BH.device
-    key = torch.arange(n_history, device=device)
-    causal_SS = key[None, :] <= key[:, None]
-    allowed = torch.zeros(n_rows, n_history + n_targets * tail, n_history + n_targets * tail, dtype=torch.bool, device=device)
-    real_BS = key[None, :] <= history_positions(batch.history_B, width)[:, None]
-    allowed[:, :n_history, :n_history] = causal_SS & real_BS[:, None, :]
+    key_S = torch.arange(1 + width * n_items, device=device)
     last_BP = history_positions(batch.target_prefix_BP, width)
-    sees_BPS = key[None, None, :] <= last_BP[..., None]
-    allowed[:, n_history:, :n_history] = sees_BPS.repeat_interleave(tail, dim=1)
-    token = torch.arange(n_targets * tail, device=device)
-    if tail:
-        own = (token[:, None] // tail == token[None, :] // tail) & (token[None, :] <= token[:, None])
-        allowed[:, n_history:, n_history:] = own
-    allowed |= torch.eye(allowed.shape[1], dtype=torch.bool, device=device)
-    return allowed
+    sees_BQS = (key_S <= last_BP[..., None]).repeat_interleave(tail, dim=1)
+    token_Q = torch.arange(n_targets * tail, device=device)
+    target_Q = token_Q // max(tail, 1)
+    own_QQ = (target_Q[:, None] == target_Q) & (token_Q <= token_Q[:, None])
+    return torch.cat([sees_BQS, own_QQ.expand(len(last_BP), -1, -1)], dim=2)
 
 
 def position_ids(batch: Batch, *, n_levels: int, width: int) -> Tensor:

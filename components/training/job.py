@@ -1,4 +1,4 @@
-"""Train the retriever on Ray Train: DDP workers, a checkpoint every few epochs, resumed after a failure.
+"""Train the retriever on Ray Train: DDP workers, a checkpoint every few epochs or steps, resumed after a failure.
 
 `python -m components.training.job --config run.yaml --sessions URI --semantic_ids URI` is what `ray job submit` runs.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import storage
 from infra.cluster import ray_session, unwrap
-from infra.config import Config
+from infra.config import Config, TrainingConfig
 from infra.errors import ConfigError, DataError, RankGRError, TrainingError, describe, raise_described
 from infra.logs import get_logger
 from infra.progress import remote_progress
@@ -21,6 +21,8 @@ from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from components.training.early_stopping import EarlyStopping
 
 # What brings torch is imported where it is used: a finished step is skipped without it.
 STEP = "training"
@@ -37,7 +39,7 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
     Needs a Ray connection. An interrupted run in the same folder goes on from its last checkpoint.
 
     Returns:
-        parameters, rows, steps, workers and the last losses.
+        parameters, rows, steps, workers, the last losses and, with `patience`, the last HR and which epoch is released.
 
     Raises:
         TrainingError: a loss that is not finite, or workers that failed more than `max_failures` times.
@@ -116,53 +118,68 @@ def _train(arguments: Mapping[str, Any]) -> None:
     import torch
 
     from components.training.checkpoint import load_checkpoint, save_checkpoint
-    from components.training.data import steps_per_epoch, training_rows
+    from components.training.data import plan_batches, training_rows
+    from components.training.early_stopping import EarlyStopping
     from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs
 
     config = Config.from_json(arguments["config"])
     training, context = config.training, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(training.threads_per_worker)
-    rows = training_rows(storage.read_table(storage.join(arguments["sessions"], "timelines")), config)
+    timelines = storage.read_table(storage.join(arguments["sessions"], "timelines"))
+    rows = training_rows(timelines, config)
     if not rows:
         raise DataError("no event is left to train on", where=arguments["sessions"], mend="give more data, or another split")
-    model = build_model(config, storage.read_table(storage.join(arguments["sids"], "sids.parquet")))
-    steps = steps_per_epoch(len(rows), rows_per_batch=training.rows_per_batch, world_size=world_size)
+    sids = storage.read_table(storage.join(arguments["sids"], "sids.parquet"))
+    early = EarlyStopping(config, timelines, sids, rank=rank, world_size=world_size) if training.patience else None
+    # On its device before optimizer and average are made: a checkpoint is loaded to where the weights are.
+    model = build_model(config, sids).to(ray.train.torch.get_device())
+    steps = plan_batches(rows, config, world_size=world_size).steps
     optimizer, schedule = build_optimizer(model, config, steps)
     average = build_average(model, config)
     state = first_state()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            state = load_checkpoint(Path(folder), model, average, optimizer, schedule)
-        get_logger(STEP).info("resumed", epoch=state["epoch"])
+            state = load_checkpoint(Path(folder), model, average, optimizer, schedule, early)
+        get_logger(STEP).info("resumed", epoch=state["epoch"], steps=state["steps"])
     # Our buffers are constants (SIDs); by default DDP would send them with every step.
-    ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    ddp = ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"forward_sync_buffers": False})
 
     def tell(done: int, total: int, figures: dict[str, Any]) -> None:
         if rank == 0 and (done % _TELL_EVERY == 0 or done == total):
             arguments["progress"].set.remote(done, total, figures)
 
     if rank == 0:
-        arguments["progress"].set.remote(state["epoch"] * steps, training.epochs * steps, {})
-    for reached in run_epochs(ddp, average, rows, optimizer, schedule, config, state, rank=rank, world_size=world_size, tell=tell):
-        if reached["epoch"] == training.epochs or reached["epoch"] % training.checkpoint_every_epochs == 0:
+        arguments["progress"].set.remote(state["steps"], training.epochs * steps, {})
+    places = {"rank": rank, "world_size": world_size}
+    for reached in run_epochs(ddp, average, rows, optimizer, schedule, config, state, **places, tell=tell, early_stopping=early):
+        if _is_checkpoint_due(reached, training):
             with tempfile.TemporaryDirectory() as folder:
                 if rank == 0:
-                    save_checkpoint(Path(folder), model, average, optimizer, schedule, reached)
+                    save_checkpoint(Path(folder), model, average, optimizer, schedule, reached, early)
                 saved = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
-                ray.train.report(_metrics(model, reached, rows=len(rows), workers=world_size), checkpoint=saved)
+                figures = _metrics(model, reached, early, rows=len(rows), workers=world_size)
+                ray.train.report(figures, checkpoint=saved)
 
 
-def _metrics(model: nn.Module, state: Mapping[str, Any], *, rows: int, workers: int) -> dict[str, Any]:
+def _is_checkpoint_due(state: Mapping[str, Any], training: TrainingConfig) -> bool:
+    is_within_an_epoch = bool(state["sums"])
+    is_the_end = state["epoch"] == training.epochs or state["stopped"]
+    return is_within_an_epoch or is_the_end or state["epoch"] % training.checkpoint_every_epochs == 0
+
+
+def _metrics(model: nn.Module, state: Mapping[str, Any], early: EarlyStopping | None, *, rows: int, workers: int) -> dict[str, Any]:
     curve = state["curve"]
+    last = curve[-1] if curve else {}
     return {
         "epochs": state["epoch"],
         "steps": state["steps"],
         "rows": rows,
         "workers": workers,
         "parameters": sum(p.numel() for p in model.parameters()),
-        **{name: curve[-1][name] for name in curve[-1] if name in ("loss", "ntp", "ldpo", "bce")},
+        **{name: value for name, value in last.items() if name in ("loss", "ntp", "ldpo", "bce") or name.startswith("hr@")},
+        **({"released_epoch": early.best_epoch} if early else {}),
         "curve": curve,
     }
 
@@ -180,6 +197,7 @@ def step(run: Run, sessions: str, semantic_ids: str) -> StepResult:
         "retriever": config.retriever.model_dump(),
         "positive_level": config.split.positive_level,
         "seed": config.seed,
+        "validated_with": config.decoding.model_dump() if config.training.patience else None,
     }
     inputs = {"sessions": content_of(sessions), "semantic_ids": content_of(semantic_ids)}
     return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE, resumable=True)

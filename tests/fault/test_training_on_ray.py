@@ -12,19 +12,23 @@ import torch
 from safetensors.torch import load_file
 
 from components.retriever.bundle import codes_of, restore_model
-from components.training.data import epoch_batches, steps_per_epoch, training_rows
+from components.retriever.model import Retriever
+from components.retriever.packing import Batch
+from components.training.data import epoch_batches, plan_batches, training_rows
 from components.training.job import train_retriever
 from components.training.loop import build_average, build_model, build_optimizer
 from infra import storage
 from infra.errors import DataError
 from tests.unit.components.training.small import configuration, sids, timelines, write_inputs
 
-USERS, WORKERS, EPOCHS = 60, 2, 6
+USERS, WORKERS, EPOCHS, STEPS = 60, 2, 4, 8  # 60 rows make 15 batches of 2 for each worker, 8 steps of two batches
 # Nothing random is left within a step: no dropout, and no row has more predictions than the rank head takes.
 CONFIG = configuration(
     f"training.workers={WORKERS}",
     f"training.epochs={EPOCHS}",
     "training.rows_per_batch=2",
+    "training.accumulation_steps=2",
+    "training.checkpoint_every_steps=5",
     "training.checkpoint_every_epochs=1",
     "training.loss.rsp_predictions=64",
 )
@@ -35,14 +39,15 @@ def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Averaged weights, and the mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
     rows = training_rows(timelines(users=USERS), CONFIG)
     model = build_model(CONFIG, sids())
-    optimizer, schedule = build_optimizer(model, CONFIG, steps_per_epoch(len(rows), rows_per_batch=2, world_size=WORKERS))
+    plan = plan_batches(rows, CONFIG, world_size=WORKERS)
+    optimizer, schedule = build_optimizer(model, CONFIG, plan.steps)
     average = build_average(model, CONFIG)
     curve = []
     for epoch in range(EPOCHS):
-        workers = [epoch_batches(rows, rows_per_batch=2, epoch=epoch, seed=0, rank=rank, world_size=WORKERS) for rank in range(WORKERS)]
+        workers = [epoch_batches(plan, epoch=epoch, seed=0, rank=rank) for rank in range(WORKERS)]
         first = []
         for batches in zip(*workers, strict=True):
-            parts = [model(batch, CONFIG.training.loss) for batch in batches]
+            parts = [losses_of_a_worker(model, of_worker) for of_worker in batches]
             optimizer.zero_grad()
             (sum(part["loss"] for part in parts) / WORKERS).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.training.grad_clip)
@@ -52,6 +57,13 @@ def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
             first.append({name: float(parts[0][name].detach()) for name in LOSSES})
         curve.append({name: sum(step[name] for step in first) / len(first) for name in LOSSES})
     return average.module.state_dict(), curve
+
+
+def losses_of_a_worker(model: Retriever, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    """Of all batches of a step, by their counts."""
+    counts = torch.stack([model.loss_counts(batch, CONFIG.training.loss) for batch in batches])
+    found = [model(batch, CONFIG.training.loss, count / counts.sum(0)) for batch, count in zip(batches, counts, strict=True)]
+    return {name: sum(part[name] for part in found) for name in LOSSES}
 
 
 def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[dict[str, Any]], stop: threading.Event) -> None:
@@ -94,7 +106,7 @@ def test_a_run_with_a_killed_worker_ends_as_if_nothing_had_happened(ray_cluster:
 
     model = restore_model(CONFIG, codes_of(sids()), trained)
     assert figures["parameters"] == sum(p.numel() for p in model.parameters())
-    assert (figures["rows"], figures["workers"], figures["epochs"], figures["steps"]) == (USERS, WORKERS, EPOCHS, EPOCHS * USERS // 4)
+    assert (figures["rows"], figures["workers"], figures["epochs"], figures["steps"]) == (USERS, WORKERS, EPOCHS, EPOCHS * STEPS)
     assert {name: figures[name] for name in LOSSES} == {name: curve[-1][name] for name in LOSSES}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
-from transformers import Qwen2Config, Qwen2Model
+from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from components.retriever.bundle import restore_model
 from components.retriever.model import Retriever
@@ -12,7 +12,7 @@ from components.retriever.packing import collate
 from components.training.checkpoint import trained_state
 from infra.config import Config, LossConfig, RetrieverConfig
 from infra.errors import ConfigError, IntegrityError, ServiceError
-from tests.unit.components.retriever.slow import row
+from tests.unit.components.retriever.slow import codeword_logits, hidden_states, row
 
 TEXT_VOCABULARY, WIDTH, CODES = 50, 24, np.array([[0, 1], [2, 3], [1, 1]])
 BATCH = collate([row([0, 1], [3, 2], [(2, 3, 1, 0), (1, 2, 2, 1)]), row([], [], [(0, 4, 0, 0)])])
@@ -124,3 +124,68 @@ def test_pickled_weights_are_not_read(pretrained):
 def test_rank_heads_that_do_not_divide_the_width_are_an_error_that_names_both(pretrained):
     with pytest.raises(ConfigError, match=r"rank_heads=5 does not divide the width of the backbone, 24"):
         retriever(pretrained, rank_heads=5, hidden_size=40, heads=1, kv_heads=1)
+
+
+SIZES = {
+    "vocab_size": TEXT_VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+FAMILIES = {"qwen2": (Qwen2Model, Qwen2Config), "qwen3": (Qwen3Model, Qwen3Config), "llama": (LlamaModel, LlamaConfig)}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path):
+    """A decoder of each family on disk, with the heads of its own width where the family knows such."""
+    model, config = FAMILIES[request.param]
+    torch.manual_seed(3)
+    settings = {"head_dim": 8} if request.param == "qwen3" else {}
+    model(config(**SIZES, **settings)).save_pretrained(tmp_path / request.param)
+    return tmp_path / request.param
+
+
+@pytest.mark.parametrize("history", ["merged", "tokens"])
+def test_packed_rows_of_every_family_have_the_logits_of_separate_ones(family, history):
+    model = retriever(family, history=history)
+    rows = [row([0, 1, 2], [3, 2, 4], [(2, 3, 1, 0), (1, 2, 2, 1), (0, 3, 3, 2)]), row([], [], [(0, 4, 0, 0)])]
+    batch = collate(rows)
+    logits = model.target_logits(model.encode(batch, model.sid_codes[batch.target_items_BP]), batch)
+    for r, packed in enumerate(rows):
+        for t, (item, prefix) in enumerate(zip(packed.target_items, packed.target_prefix, strict=True)):
+            own = model.sid_codes[item].tolist()[:-1]
+            states = hidden_states(model, packed.items[:prefix], packed.levels[:prefix], own)
+            for level, expected in enumerate(codeword_logits(model, *states)):
+                torch.testing.assert_close(logits[level][r, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_family_keeps_its_vocabulary_and_comes_back_from_its_weights_alone(family):
+    config = Config.model_validate({"retriever": {"backbone": str(family)}, "semantic_ids": {"codes": 4}})
+    model = retriever(family)
+    assert model.first_token == TEXT_VOCABULARY + 1
+    text = FAMILIES[family.name][0].from_pretrained(family, dtype=torch.float32).get_input_embeddings().weight
+    assert torch.equal(model.embedding.weight[:TEXT_VOCABULARY], text)
+    weights = load(save(trained_state(model)))
+    shutil.rmtree(family)
+    restored = restore_model(config, CODES, weights)
+    assert type(restored.backbone) is FAMILIES[family.name][0]
+    for name, value in restored(BATCH, LOSS).items():
+        assert torch.equal(value, model(BATCH, LOSS)[name])
+
+
+def test_every_family_trains_through_activations_computed_again(family):
+    gradients = []
+    for again in (False, True):
+        model = retriever(family).train()
+        if again:
+            model.backbone.activation_checkpointing_enable()
+        model(BATCH, LOSS)["loss"].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.retriever.packing import Row
-from components.training.data import epoch_batches, steps_per_epoch, training_rows
+from components.training.data import epoch_batches, plan_batches, training_rows
 from infra.errors import ConfigError
 from infra.records import TIMELINES
 from tests.unit.components.training.small import configuration
@@ -17,13 +17,19 @@ def numbered_rows(lengths):
     return [Row(np.arange(length), np.ones(length, np.int64), np.array([i]), one + 3, one, one) for i, length in enumerate(lengths)]
 
 
-def epoch(rows, *, workers=1, per_batch=2, number=0, seed=0):
-    """For each worker, the row numbers of its batches."""
+def plan(rows, *settings, workers=1, per_batch=2):
+    return plan_batches(rows, configuration(f"training.rows_per_batch={per_batch}", *settings), world_size=workers)
+
+
+def numbers(batch):
+    return batch.target_items_BP.flatten().tolist()
+
+
+def epoch(rows, *settings, workers=1, per_batch=2, number=0, seed=0, skip=0):
+    """For each worker and optimizer step, the row numbers of its batches."""
+    planned = plan(rows, *settings, workers=workers, per_batch=per_batch)
     return [
-        [
-            batch.target_items_BP.flatten().tolist()
-            for batch in epoch_batches(rows, rows_per_batch=per_batch, epoch=number, seed=seed, rank=rank, world_size=workers)
-        ]
+        [[numbers(batch) for batch in step] for step in epoch_batches(planned, epoch=number, seed=seed, rank=rank, skip=skip)]
         for rank in range(workers)
     ]
 
@@ -35,14 +41,51 @@ lengths = st.lists(st.integers(0, 130), min_size=1, max_size=40)
 @settings(max_examples=150, deadline=None)
 def test_every_row_comes_once_an_epoch_and_every_worker_steps_alike(sizes, workers, per_batch, number):
     by_worker = epoch(numbered_rows(sizes), workers=workers, per_batch=per_batch, number=number)
-    steps = steps_per_epoch(len(sizes), rows_per_batch=per_batch, world_size=workers)
+    steps = plan(numbered_rows(sizes), workers=workers, per_batch=per_batch).steps
     assert [len(batches) for batches in by_worker] == [steps] * workers
-    assert all(1 <= len(batch) <= per_batch for batches in by_worker for batch in batches)
-    seen = [i for batches in by_worker for batch in batches for i in batch]
+    assert all(1 <= len(batch) <= per_batch for batches in by_worker for (batch,) in batches)
+    seen = [i for batches in by_worker for (batch,) in batches for i in batch]
     assert set(seen) == set(range(len(sizes)))
     # Where the last step has fewer rows than workers, some rows come again, one for each worker without any.
     left = len(sizes) % (per_batch * workers)
     assert len(seen) - len(sizes) == (workers - left if 0 < left < workers else 0)
+
+
+@given(lengths, st.integers(1, 4), st.integers(1, 400), st.integers(0, 3), st.sampled_from(["merged", "tokens"]))
+@settings(max_examples=150, deadline=None)
+def test_a_batch_of_several_rows_stays_within_its_tokens(sizes, workers, budget, number, history):
+    settings = (f"training.tokens_per_batch={budget}", f"retriever.history={history}")
+    planned = plan(numbered_rows(sizes), *settings, workers=workers)
+    width = {"merged": 1, "tokens": 2}[history]
+    seen, steps = [], []
+    for rank in range(workers):
+        batches = [batch for (batch,) in epoch_batches(planned, epoch=number, seed=0, rank=rank)]
+        steps.append(len(batches))
+        for batch in batches:
+            rows, items = batch.items_BH.shape
+            assert rows == 1 or rows * (1 + width * items + batch.target_items_BP.shape[1]) <= budget  # two levels: a position a target
+            seen += numbers(batch)
+    assert steps == [planned.steps] * workers
+    assert set(seen) == set(range(len(sizes)))
+
+
+def test_short_rows_make_larger_batches():
+    # [BOS], 9 or 99 items and the first codeword of a target: 11 or 101 positions a row.
+    batches = epoch(numbered_rows([9] * 20 + [99] * 4), "training.tokens_per_batch=205")[0]
+    assert sorted(len(batch) for (batch,) in batches) == [2, 2, 2, 18]
+
+
+def test_batches_of_a_step_come_together_and_the_last_step_has_the_rest():
+    (steps,) = epoch(numbered_rows([3] * 10), "training.accumulation_steps=2", per_batch=2)
+    assert [len(step) for step in steps] == [2, 2, 1]
+    assert sorted(i for step in steps for batch in step for i in batch) == list(range(10))
+
+
+@pytest.mark.parametrize("more", [(), ("training.accumulation_steps=2",), ("training.tokens_per_batch=40",)])
+def test_an_interrupted_epoch_goes_on_with_the_next_step(more):
+    rows = numbered_rows([3, 9, 40] * 7)
+    whole = epoch(rows, *more, workers=2, number=5)
+    assert epoch(rows, *more, workers=2, number=5, skip=2) == [steps[2:] for steps in whole]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -54,7 +97,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 def test_rows_of_like_length_share_a_batch():
     sizes = [4, 200] * 8
-    for batch in epoch(numbered_rows(sizes), per_batch=4)[0]:
+    for (batch,) in epoch(numbered_rows(sizes), per_batch=4)[0]:
         assert len({sizes[i] for i in batch}) == 1
 
 

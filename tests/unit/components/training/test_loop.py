@@ -13,65 +13,30 @@ from components.retriever.contract import History
 from components.retriever.packing import collate
 from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.trie import build_trie
-from components.training.checkpoint import load_checkpoint, save_checkpoint
-from components.training.data import steps_per_epoch, training_rows
-from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs, train_step
+from components.training.loop import build_average, build_model, build_optimizer, train_step
 from infra.errors import TrainingError
-from tests.unit.components.training.small import N_ITEMS, K, configuration, sids, timelines
+from tests.unit.components.training.small import N_ITEMS, K, configuration, sids
+from tests.unit.components.training.trainer import Trainer, assert_same_weights, losses
 
 GOLDEN = Path(__file__).with_name("golden_loss.json")
 
 
-class Trainer:
-    """Everything that a run holds, as the worker puts it together."""
-
-    def __init__(self, config):
-        self.config, self.rows = config, training_rows(timelines(), config)
-        self.model = build_model(config, sids())
-        steps = steps_per_epoch(len(self.rows), rows_per_batch=config.training.rows_per_batch, world_size=1)
-        self.optimizer, self.schedule = build_optimizer(self.model, config, steps)
-        self.average = build_average(self.model, config)
-        self.state = first_state()
-
-    def run(self, epochs=math.inf, tell=None):
-        """Train for some epochs, or to the end."""
-        for state in run_epochs(self.model, self.average, self.rows, self.optimizer, self.schedule, self.config, self.state, tell=tell):
-            self.state = state
-            epochs -= 1
-            if not epochs:
-                break
-        return self
-
-    def save(self, folder):
-        save_checkpoint(folder, self.model, self.average, self.optimizer, self.schedule, self.state)
-
-    def load(self, folder):
-        self.state = load_checkpoint(folder, self.model, self.average, self.optimizer, self.schedule)
-        return self
-
-
-def assert_same_weights(one, other):
-    for mine, theirs in ((one.model, other.model), (one.average.module, other.average.module)):
-        for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
-            assert torch.equal(a, b), name
-
-
-def losses(trainer):
-    return [{name: value for name, value in point.items() if name != "seconds"} for point in trainer.state["curve"]]
-
-
-def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
-    config = configuration("training.epochs=2", "training.warmup_fraction=0.2", "training.learning_rate=0.1")
+@pytest.mark.parametrize(
+    ("schedule", "factor"),
+    [("cosine", lambda done: 0.5 * (1 + math.cos(math.pi * done))), ("linear", lambda done: 1 - done), ("constant", lambda _: 1.0)],
+)
+def test_the_learning_rate_rises_in_a_line_and_then_follows_its_schedule(schedule, factor):
+    config = configuration(
+        "training.epochs=2", "training.warmup_fraction=0.2", "training.learning_rate=0.1", f"training.schedule={schedule}"
+    )
     model = torch.nn.Linear(1, 1)
-    optimizer, schedule = build_optimizer(model, config, 5)  # 10 steps, 2 of them warm-up
+    optimizer, scheduler = build_optimizer(model, config, 5)  # 10 steps, 2 of them warm-up
     rates = []
     for _ in range(11):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
-    cosine = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
-    assert rates == pytest.approx([0.1 * factor for factor in [0.5, 1.0, *cosine]], abs=1e-8)
-    assert rates[-1] == pytest.approx(0, abs=1e-8)
+        scheduler.step()
+    assert rates == pytest.approx([0.05, 0.1, *(0.1 * factor(step / 8) for step in range(9))], abs=1e-8)
 
 
 def test_the_average_moves_a_tenth_of_the_way_to_the_weights_at_a_decay_of_nine_tenths():
@@ -108,7 +73,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 def test_a_checkpoint_restores_moments_learning_rate_and_the_next_step_exactly(tmp_path):
     config = configuration("training.epochs=4", "training.warmup_fraction=0.5")
-    trainer = Trainer(config).run(epochs=1)
+    trainer = Trainer(config).run(1)
     trainer.save(tmp_path)
     restored = Trainer(config).load(tmp_path)
     assert restored.state == trainer.state
@@ -119,8 +84,8 @@ def test_a_checkpoint_restores_moments_learning_rate_and_the_next_step_exactly(t
             moments, same = trainer.optimizer.state[a], restored.optimizer.state[b]
             assert moments.keys() == same.keys() == {"step", "exp_avg", "exp_avg_sq"}
             assert all(torch.equal(moments[name], same[name]) for name in moments)
-    trainer.run(epochs=1)
-    restored.run(epochs=1)
+    trainer.run(1)
+    restored.run(1)
     assert losses(trainer) == losses(restored)
     assert_same_weights(trainer, restored)
 
@@ -129,10 +94,25 @@ def test_a_checkpoint_restores_moments_learning_rate_and_the_next_step_exactly(t
 def test_a_resumed_run_ends_where_an_undisturbed_one_ends(tmp_path, interrupted_after):
     config = configuration("training.epochs=4", "retriever.dropout=0.3", "training.warmup_fraction=0.3")
     straight = Trainer(config).run()
-    Trainer(config).run(epochs=interrupted_after).save(tmp_path)
+    Trainer(config).run(interrupted_after).save(tmp_path)
     resumed = Trainer(config).load(tmp_path).run()
     assert losses(resumed) == losses(straight)
     assert [point["epoch"] for point in losses(resumed)] == [1, 2, 3, 4]
+    assert_same_weights(straight, resumed)
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2, 3, 5])
+def test_a_run_interrupted_within_an_epoch_ends_where_an_undisturbed_one_ends(tmp_path, interrupted_after):
+    """24 rows make 3 steps of two batches an epoch: checkpoints after steps 2, 3, 4, 6, 8, 9."""
+    settings = ("training.rows_per_batch=4", "training.accumulation_steps=2", "training.checkpoint_every_steps=2")
+    config = configuration("training.epochs=3", "retriever.dropout=0.3", *settings)
+    straight = Trainer(config).run()
+    first = Trainer(config).run(interrupted_after)
+    assert first.state["steps"] == [2, 3, 4, 6, 8][interrupted_after - 1]
+    first.save(tmp_path)
+    resumed = Trainer(config).load(tmp_path).run()
+    assert losses(resumed) == losses(straight)
+    assert [point["step"] for point in losses(resumed)] == [3, 6, 9]
     assert_same_weights(straight, resumed)
 
 
@@ -192,7 +172,7 @@ def test_the_golden_losses_have_not_moved():
     for start in range(0, 12, 4):
         torch.manual_seed(start)
         batch = collate(trainer.rows[start : start + 4])
-        found.append(train_step(trainer.model, batch, trainer.optimizer, trainer.schedule, config))
+        found.append(train_step(trainer.model, [batch], trainer.optimizer, trainer.schedule, config))
     if os.environ.get("RANKGR_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps([{name: round(value, 6) for name, value in step.items()} for step in found], indent=2) + "\n")
     for step, expected in zip(found, json.loads(GOLDEN.read_text()), strict=True):
