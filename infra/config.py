@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infra.errors import ConfigError
 
-PRESETS = ("tiny", "small", "kuairand", "paper")
+PRESETS = ("tiny", "small", "beauty", "kuairand", "paper")
 
 
 FeedbackLevel = Annotated[int, Field(ge=1, le=4)]
