@@ -99,6 +99,8 @@ class SemanticIdConfig(Section):
     text_weight: float = Field(0.3, ge=0)
     embedding_weight: float = Field(1.0, ge=0)
     collaborative_weight: float = Field(1.0, ge=0)
+    collaborative: Literal["pmi", "cosine"] = "pmi"
+    """`pmi`: SVD of pointwise mutual information of neighbours in a timeline; `cosine`: SVDs of their cosine and of who had what."""
     cooccurrence_window: int = Field(10, ge=1)
     """Two items of one timeline this far apart or nearer count as co-occurring."""
 
