@@ -132,6 +132,8 @@ class RetrieverConfig(Section):
     """Items of history that a prompt holds."""
     rank_heads: int = Field(2, ge=1)
     rank_mlp: int = Field(128, ge=1)
+    rank_prior: Literal["iap", "none"] = "iap"
+    """`iap`: the rank head corrects IAP's log odds of a codeword; `none`: it scores from nothing (RankGR Eq. 15 as printed)."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Qwen2Config, Qwen2Model
 
+from components.retriever import attention
 from infra import storage
 from infra.config import RetrieverConfig
 from infra.errors import ServiceError
@@ -39,7 +40,7 @@ def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: s
                 intermediate_size=config.ff_size,
                 vocab_size=1 + n_codewords,
                 max_position_embeddings=32_768,
-                attn_implementation="sdpa",
+                attn_implementation=attention.NAME,
                 bos_token_id=None,
                 eos_token_id=None,
             )
@@ -48,7 +49,7 @@ def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: s
         return model, 1, ""
     if architecture is not None:
         backbone_config = AutoConfig.for_model(**json.loads(architecture))
-        model = AutoModel.from_config(backbone_config, attn_implementation="sdpa", dtype=torch.float32)
+        model = AutoModel.from_config(backbone_config, attn_implementation=attention.NAME, dtype=torch.float32)
     else:
         model = _load_pretrained(config.backbone)
         architecture = model.config.to_json_string()
@@ -60,7 +61,7 @@ def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: s
 def _load_pretrained(name: str) -> Any:
     try:
         with storage.local_copy(name) if "://" in name else _as_is(name) as source:
-            return AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True)
+            return AutoModel.from_pretrained(source, attn_implementation=attention.NAME, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ServiceError(
             f"the backbone cannot be loaded: {str(error).splitlines()[0]}",
@@ -104,4 +105,14 @@ def run_backbone(model: nn.Module, embeddings_BND: Tensor, allowed_BNN: Tensor, 
     bias = torch.zeros(allowed_BNN.shape, dtype=embeddings_BND.dtype, device=embeddings_BND.device)
     bias.masked_fill_(~allowed_BNN, torch.finfo(embeddings_BND.dtype).min)
     output = model(inputs_embeds=embeddings_BND, attention_mask=bias[:, None], position_ids=positions_BN, use_cache=False)
+    return torch.as_tensor(output.last_hidden_state)
+
+
+def run_decoding(model: nn.Module, embeddings_BND: Tensor, positions_BN: Tensor, decoding: attention.Decoding) -> Tensor:
+    """Hidden states of new positions, whose attention is left to `decoding`.
+
+    Returns:
+        hidden_BND after the final norm.
+    """
+    output = model(inputs_embeds=embeddings_BND, position_ids=positions_BN, use_cache=False, decoding=decoding)
     return torch.as_tensor(output.last_hidden_state)

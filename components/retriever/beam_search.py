@@ -3,25 +3,33 @@
 At each level the lambda_l most probable codewords that lead to an item are kept per beam (RankGR Eq. 12), scored, and
 the best B_l beams over all go on by their score so far (Eq. 18). No SID without an item can come out.
 
-Shapes: B rows (users), W beams, M levels, K codewords a level, L candidates.
+A prompt is computed once and shared by its beams; between two levels the backbone runs over one position a beam, and
+after the last level not at all. Only codewords get logits, and only children in the trie get scores.
+
+Shapes: B rows (users), W beams, M levels, K codewords a level, C candidates of a beam, D hidden width, L codewords that
+a beam has behind it, X excluded leaves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.retriever.attention import BeamPass, Prefix
+from components.retriever.backbone import run_decoding
 from components.retriever.contract import History
-from components.retriever.model import Encoded, Retriever, take
-from components.retriever.packing import Batch, Row, collate
+from components.retriever.decoding_trie import DecodingTrie
+from components.retriever.model import Retriever, take
+from components.retriever.prefix import prefill
 from components.semantic_ids.trie import Trie
 
 Score = Literal["rsp", "iap", "sum"]
+_NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,15 @@ class Beams:
     scores_BW: Tensor
 
 
-@torch.inference_mode()
 def beam_search(
-    model: Retriever, histories: list[History], trie: Trie | None, *, beams: list[int], lambdas: list[int], score: Score
+    model: Retriever,
+    histories: Sequence[History],
+    trie: DecodingTrie | Trie | None,
+    *,
+    beams: Sequence[int],
+    lambdas: Sequence[int],
+    score: Score,
+    excluded_BX: Tensor | None = None,
 ) -> Beams:
     """Search the best leaves for each history.
 
@@ -52,58 +66,149 @@ def beam_search(
         beams: W kept after each level.
         lambdas: codewords per beam and level handed to the rank head.
         score: what beams are kept by.
+        excluded_BX: see `search`.
     """
-    rows = len(histories)
-    device = model.sid_codes.device
-    nodes = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-    codes = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device)
-    scores = torch.zeros(rows, 1, device=device)
+    return search(model, prefill(model, histories), trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX)
+
+
+@torch.inference_mode()
+def search(
+    model: Retriever,
+    prefix: Prefix,
+    trie: DecodingTrie | Trie | None,
+    *,
+    beams: Sequence[int],
+    lambdas: Sequence[int],
+    score: Score,
+    excluded_BX: Tensor | None = None,
+) -> Beams:
+    """`beam_search` behind prompts that are computed already.
+
+    Args:
+        model: in evaluation mode.
+        prefix: of `prefill`.
+        trie: of live items; None leaves the search unconstrained.
+        beams: W kept after each level.
+        lambdas: codewords per beam and level handed to the rank head.
+        score: what beams are kept by.
+        excluded_BX: leaves that a row must not end in, in rising order; padded with the number of leaves.
+    """
+    if isinstance(trie, Trie):
+        trie = DecodingTrie(trie, model.sid_codes.device)
+    rows = len(prefix.length_B)
+    device = prefix.length_B.device
+    nodes_BW = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    codes_BWl = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device)
+    scores_BW = torch.zeros(rows, 1, device=device)
+    own_BWLD = prefix.hidden_BSD.new_empty(rows, 1, 0, prefix.hidden_BSD.shape[-1])
+    hidden_BWD = take(prefix.hidden_BSD, prefix.length_B[:, None] - 1)
+    beam_pass = BeamPass(prefix)
     for level in range(model.n_levels):
-        logits, encoded, batch = _next_logits(model, histories, codes)
-        logp = F.log_softmax(logits, dim=-1)
-        if trie is not None:
-            logp = logp.masked_fill(~_allowed(trie, level, nodes, scores), float("-inf"))
-        best, kept = logp.topk(min(lambdas[level], model.n_codes), dim=-1)
-        every_beam = torch.arange(codes.shape[1], device=device).expand(rows, -1)
-        gain = torch.zeros_like(best)
-        if score in ("rsp", "sum"):
-            gain = gain + F.logsigmoid(model.rank_scores(encoded, batch, every_beam, kept, level))
-        if score in ("iap", "sum"):
-            gain = gain + best
-        gain = gain.masked_fill(best == float("-inf"), float("-inf"))
-        total = (scores[..., None] + gain).flatten(1)
-        scores, chosen = total.topk(min(beams[level], total.shape[1]), dim=-1)
-        beam, codeword = chosen // kept.shape[2], kept.flatten(1).gather(1, chosen)
-        codes = torch.cat([codes.gather(1, beam[..., None].expand(-1, -1, level)), codeword[..., None]], dim=-1)
-        nodes = nodes.gather(1, beam)
-        if trie is not None:
-            nodes = _descend(trie, level, nodes, codeword, scores)
-    no_leaf = (scores == float("-inf")) | (trie is None)
-    return Beams(codes, nodes.masked_fill(no_leaf, -1), scores)
+        if level:
+            hidden_BWD = _continue(model, prefix, beam_pass, codes_BWl[..., -1], level)
+            own_BWLD = torch.cat([own_BWLD, hidden_BWD[:, :, None]], dim=2)
+        candidates = _candidates(model, hidden_BWD, trie, level, nodes_BW)
+        if level == model.n_levels - 1 and excluded_BX is not None:
+            candidates = candidates.without(excluded_BX)
+        # By probability alone, a beam narrower than lambda cannot miss anything that lambda would have kept.
+        if score != "iap" or lambdas[level] < beams[level]:
+            candidates = candidates.best(lambdas[level])
+        gain_BWC = candidates.logp_BWC
+        if score != "iap":
+            rank_BWC = _rank_scores(model, prefix, candidates, own_BWLD, level)
+            gain_BWC = rank_BWC.masked_fill(gain_BWC == _NEVER, _NEVER) if score == "rsp" else gain_BWC + rank_BWC
+        total_BWC = gain_BWC.add_(scores_BW[..., None])
+        scores_BW, chosen_BW = top_k(total_BWC.flatten(1), beams[level])
+        parent_BW = chosen_BW // total_BWC.shape[2]
+        codeword_BW = candidates.codes_at(chosen_BW)
+        nodes_BW = candidates.nodes_at(chosen_BW)
+        codes_BWl = torch.cat([codes_BWl.gather(1, parent_BW[..., None].expand(-1, -1, level)), codeword_BW[..., None]], dim=-1)
+        if level < model.n_levels - 1:
+            own_BWLD = own_BWLD.gather(1, parent_BW[..., None, None].expand(-1, -1, level, own_BWLD.shape[-1]))
+            beam_pass.reorder(parent_BW)
+    if trie is None:
+        nodes_BW = torch.full_like(nodes_BW, -1)
+    return Beams(codes_BWl, nodes_BW.masked_fill(scores_BW == _NEVER, -1), scores_BW)
 
 
-def _next_logits(model: Retriever, histories: list[History], codes_BWl: Tensor) -> tuple[Tensor, Encoded, Batch]:
-    """Logits_BWK of the next level for all beams: the beams are targets packed behind their history (Eq. 7)."""
-    _, width, level = codes_BWl.shape
-    zeros = np.zeros(width, dtype=np.int64)
-    rows = [Row(h.items, h.levels, zeros, zeros, np.full(width, len(h.items)), zeros) for h in histories]
-    batch = collate(rows).to(codes_BWl.device)
-    padded = F.pad(codes_BWl, (0, model.n_levels - level))
-    encoded = model.encode(batch, padded)
-    positions = model.prediction_positions(batch)[..., level]
-    return model.level_logits(take(encoded.hidden_BND, positions), level), encoded, batch
+@dataclass(frozen=True)
+class _Candidates:
+    """Continuations of beams.
+
+    Attributes:
+        logp_BWC: log p of the codeword; -inf for padding.
+        codes_BWC: codewords; None if candidate c is codeword c.
+        nodes_BWC: where they lead to in the trie; None without one.
+    """
+
+    logp_BWC: Tensor
+    codes_BWC: Tensor | None
+    nodes_BWC: Tensor | None
+
+    def without(self, excluded_BX: Tensor) -> _Candidates:
+        """The candidates that lead to none of some nodes, sorted for each row."""
+        assert self.nodes_BWC is not None
+        nodes_BY = self.nodes_BWC.flatten(1).contiguous()
+        place_BY = torch.searchsorted(excluded_BX, nodes_BY).clamp_max_(excluded_BX.shape[1] - 1)
+        hit_BWC = (excluded_BX.gather(1, place_BY) == nodes_BY).view_as(self.logp_BWC)
+        return _Candidates(self.logp_BWC.masked_fill(hit_BWC, _NEVER), self.codes_BWC, self.nodes_BWC)
+
+    def best(self, count: int) -> _Candidates:
+        """The most probable ones of each beam (RankGR Eq. 12)."""
+        if count >= self.logp_BWC.shape[-1]:
+            return self
+        logp, kept = self.logp_BWC.topk(count, dim=-1)
+        codes = kept if self.codes_BWC is None else self.codes_BWC.gather(-1, kept)
+        return _Candidates(logp, codes, None if self.nodes_BWC is None else self.nodes_BWC.gather(-1, kept))
+
+    def codes_at(self, chosen_BW: Tensor) -> Tensor:
+        """Codewords of chosen candidates, by their number among all of the row."""
+        if self.codes_BWC is None:
+            return chosen_BW % self.logp_BWC.shape[2]
+        return self.codes_BWC.flatten(1).gather(1, chosen_BW)
+
+    def nodes_at(self, chosen_BW: Tensor) -> Tensor:
+        """Nodes of chosen candidates; 0 without a trie."""
+        return torch.zeros_like(chosen_BW) if self.nodes_BWC is None else self.nodes_BWC.flatten(1).gather(1, chosen_BW)
 
 
-def _allowed(trie: Trie, level: int, nodes_BW: Tensor, scores_BW: Tensor) -> Tensor:
-    """mask_BWK of codewords that continue a beam; none for a dead beam."""
-    alive = (scores_BW > float("-inf")).flatten().cpu().numpy()
-    mask = np.zeros((len(alive), trie.n_codes), dtype=bool)
-    mask[alive] = trie.allowed(level, nodes_BW.flatten().cpu().numpy()[alive])
-    return torch.from_numpy(mask).to(nodes_BW.device).view(*nodes_BW.shape, -1)
+def _candidates(model: Retriever, hidden_BWD: Tensor, trie: DecodingTrie | None, level: int, nodes_BW: Tensor) -> _Candidates:
+    logits_BWK = model.level_logits(hidden_BWD, level).float()
+    norm_BW1 = logits_BWK.logsumexp(-1, keepdim=True)
+    if trie is None:
+        return _Candidates(logits_BWK.sub_(norm_BW1), None, None)
+    codes_BWC, child_BWC, valid_BWC = trie.children(level, nodes_BW)
+    logp_BWC = logits_BWK.gather(-1, codes_BWC).sub_(norm_BW1).masked_fill_(~valid_BWC, _NEVER)
+    return _Candidates(logp_BWC, codes_BWC, child_BWC)
 
 
-def _descend(trie: Trie, level: int, nodes_BW: Tensor, codes_BW: Tensor, scores_BW: Tensor) -> Tensor:
-    alive = (scores_BW > float("-inf")).flatten().cpu().numpy()
-    found = np.zeros(len(alive), dtype=np.int64)
-    found[alive] = trie.descend(level, nodes_BW.flatten().cpu().numpy()[alive], codes_BW.flatten().cpu().numpy()[alive])
-    return torch.from_numpy(found).to(nodes_BW.device).view(nodes_BW.shape)
+def _continue(model: Retriever, prefix: Prefix, beam_pass: BeamPass, codes_BW: Tensor, level: int) -> Tensor:
+    """hidden_BWD behind each beam's latest codeword, which stands right behind the beam's prompt and earlier codewords."""
+    embeddings = model.embedding(model.token_ids(codes_BW, level - 1))
+    positions = (prefix.length_B[:, None] + level - 1).expand_as(codes_BW)
+    return run_decoding(model.backbone, embeddings, positions, beam_pass)
+
+
+def _rank_scores(model: Retriever, prefix: Prefix, candidates: _Candidates, own_BWLD: Tensor, level: int) -> Tensor:
+    """Log s of the candidates (Eq. 15)."""
+    codes_BWC = candidates.codes_BWC
+    if codes_BWC is None:
+        codes_BWC = torch.arange(candidates.logp_BWC.shape[-1], device=own_BWLD.device).expand_as(candidates.logp_BWC)
+    shared = model.rank_head.prepare(model.codebook(level), prefix.hidden_BSD, prefix.visible())
+    logits_BWC = model.rank_head.score(shared, codes_BWC, own_BWLD).float()
+    return F.logsigmoid(logits_BWC + model.rank_prior(candidates.logp_BWC))
+
+
+def top_k(values_BY: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`topk` of rows, at most as many as there are; for long rows by way of the best blocks.
+
+    The k best values lie in the k blocks with the largest maxima, so that only those are searched.
+    """
+    rows, n = values_BY.shape
+    if n <= 32 * k:
+        return values_BY.topk(min(k, n), dim=1)
+    block = 1 << round((n / k) ** 0.5).bit_length() - 1
+    blocks_BZb = F.pad(values_BY, (0, -n % block), value=_NEVER).view(rows, -1, block)
+    _, best_Bk = blocks_BZb.amax(-1).topk(k, dim=1)
+    values_Bk, place_Bk = blocks_BZb.gather(1, best_Bk[..., None].expand(-1, -1, block)).flatten(1).topk(k, dim=1)
+    return values_Bk, best_Bk.gather(1, place_Bk // block) * block + place_Bk % block

@@ -22,6 +22,7 @@ from components.retriever.rank_head import RankHead
 from infra.config import LossConfig, RetrieverConfig
 from infra.errors import ConfigError
 
+_MAX_LOG_ODDS = 30.0
 N_LEVELS_OF_FEEDBACK = 5  # 0 is never used; 1..4 are G1..G4
 
 
@@ -190,13 +191,28 @@ class Retriever(nn.Module):
             label_BQK.scatter_add_(2, codes_BPM[..., level][:, None, :].expand_as(group_BQP), group_BQP.to(label_BQK.dtype))
             label_BQK = label_BQK.clamp_max(1)
             kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
-            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level)
+            logp_BQC = logits_BQK.log_softmax(-1).gather(2, kept_BQC)
+            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level) + self.rank_prior(logp_BQC)
             retained = real_BQ[..., None].expand_as(score_BQC)
             total = total + rank_head_loss(score_BQC.flatten(0, 1), label_BQK.gather(2, kept_BQC).flatten(0, 1), retained.flatten(0, 1))
         return total
 
+    def rank_prior(self, logp: Tensor) -> Tensor:
+        """What a candidate's rank-head logit starts from: IAP's log odds, or 0 (`rank_prior: none`, Eq. 15 as printed).
+
+        The codeword's probability is what minimises Eq. 16, so that a head which starts from IAP's own estimate has only
+        its corrections to learn.
+
+        Args:
+            logp: log-probabilities of candidates by IAP; no gradient flows back into them.
+        """
+        if self.config.rank_prior == "none":
+            return torch.zeros_like(logp)
+        logp = logp.detach().float().clamp(-_MAX_LOG_ODDS, -1e-6)
+        return logp - torch.log(-torch.expm1(logp))
+
     def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor, level: int) -> Tensor:
-        """Rank-head logits_BQC of candidate codewords of some targets (Eq. 13-15)."""
+        """Rank-head logits_BQC of candidate codewords of some targets (Eq. 13-15), without their prior."""
         history, own = encoded.hidden_BND[:, : encoded.n_history], encoded.hidden_BND[:, encoded.n_history :]
         tail = self.n_levels - 1
         own_BPTD = own.reshape(len(own), -1, tail, own.shape[-1]) if tail else own[:, :0, None]

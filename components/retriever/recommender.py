@@ -5,77 +5,140 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from components.retriever.beam_search import Beams, beam_search
+from components.retriever.attention import Prefix
+from components.retriever.beam_search import Beams, beam_search, search
 from components.retriever.contract import History, Ints, Ranked
+from components.retriever.decoding_trie import DecodingTrie
 from components.retriever.model import Retriever
+from components.retriever.prefix import PrefixCache, prefill
 from components.semantic_ids.trie import Trie
 from infra.config import DecodingConfig, RetrieverConfig
+from infra.errors import IntegrityError
 
 
 class RetrieverRecommender:
-    """Decodes slates with a trained retriever; leaves become items, the most popular of a shared leaf first."""
+    """Decodes slates with a trained retriever; leaves become items, the most popular of a shared leaf first.
+
+    Args:
+        model: put into evaluation mode.
+        trie: of live items.
+        decoding: beams, lambdas and score.
+        cache: of prompts, by the `users` that `recommend` is given.
+
+    Attributes:
+        unknown_events: how many history events were left out because their item is not in the model's SID table.
+
+    Raises:
+        IntegrityError: the trie's SIDs are not those that the model was trained with.
+    """
 
     name = "retriever"
 
-    def __init__(self, model: Retriever, trie: Trie, decoding: DecodingConfig) -> None:
-        self.model, self.trie, self.decoding = model.eval(), trie, decoding
+    def __init__(self, model: Retriever, trie: Trie, decoding: DecodingConfig, *, cache: PrefixCache | None = None) -> None:
+        _check_same_sids(model, trie)
+        self.model, self.trie, self.decoding, self.cache = model.eval(), trie, decoding, cache
+        self.unknown_events = 0
+        self._trie = DecodingTrie(trie, model.sid_codes.device)
+        self._leaf_of = np.full(len(model.sid_codes), -1, dtype=np.int64)
+        self._leaf_of[trie.leaf_items] = np.repeat(np.arange(trie.n_leaves), np.diff(trie.leaf_start))
 
-    def recommend(self, histories: Sequence[History], k: int, *, exclude_seen: bool) -> list[Ranked]:
+    def restricted(self, allowed_N: npt.NDArray[np.bool_]) -> RetrieverRecommender:
+        """The same recommender over some of the items only (`ItemFilter.mask`): beams are spent on nothing else."""
+        return RetrieverRecommender(self.model, self.trie.restrict(allowed_N), self.decoding, cache=self.cache)
+
+    def recommend(self, histories: Sequence[History], k: int, *, exclude_seen: bool, users: Sequence[str] | None = None) -> list[Ranked]:
         """The best k items of each history; an empty history is decoded from [BOS] alone (cold start).
 
-        Users for whom the beams hold fewer than k items are decoded again with twice the beams until they have k or
+        Users for whom the beams hold fewer than k items are searched again with twice the beams until they have k or
         the whole trie has been searched.
+
+        Args:
+            histories: items that the SID table does not know are left out and counted.
+            k: how many items.
+            exclude_seen: leave out items that occur in the history.
+            users: keys of the histories in the cache.
         """
-        results: list[Ranked | None] = [None] * len(histories)
-        pending = list(range(len(histories)))
-        beams, lambdas = list(self.decoding.beams), list(self.decoding.lambdas)
-        while pending:
-            whole_trie = min(beams) >= self.trie.n_leaves and min(lambdas) >= min(self.trie.n_codes, self.trie.n_leaves)
-            step = self.decoding.users_per_batch
-            for start in range(0, len(pending), step):
-                chunk = pending[start : start + step]
-                decoded = self._decode([histories[i] for i in chunk], k, exclude_seen, beams, lambdas)
-                for index, ranked in zip(chunk, decoded, strict=True):
-                    if len(ranked.items) == k or whole_trie:
-                        results[index] = ranked
-            pending = [i for i in pending if results[i] is None]
-            beams = [max(2 * b, k) for b in beams]
-            lambdas = [max(pair) for pair in zip(lambdas, beams, strict=True)]
-        return [r for r in results if r is not None]
+        results: list[Ranked] = []
+        step = self.decoding.users_per_batch
+        for start in range(0, len(histories), step):
+            chunk = [self._known(history) for history in histories[start : start + step]]
+            prompts = [prompt(history, self.model.config) for history in chunk]
+            prefix = prefill(self.model, prompts, self.cache, None if users is None else users[start : start + step])
+            results += self._slates(prefix, [np.unique(h.items) if exclude_seen else np.zeros(0, np.int64) for h in chunk], k)
+        return results
 
     def generate(self, histories: Sequence[History]) -> Ints:
         """codes_RM of every SID that the beams of some histories end in."""
         found = [np.zeros((0, self.model.n_levels), dtype=np.int64)]
         for start in range(0, len(histories), self.decoding.users_per_batch):
-            prompts = [prompt(h, self.model.config) for h in histories[start : start + self.decoding.users_per_batch]]
-            beams = self._search(prompts, self.decoding.beams, self.decoding.lambdas)
+            chunk = [self._known(history) for history in histories[start : start + self.decoding.users_per_batch]]
+            prefix = prefill(self.model, [prompt(h, self.model.config) for h in chunk])
+            beams = self._search(prefix, self.decoding.beams, self.decoding.lambdas, None)
             found.append(beams.codes_BWM[beams.scores_BW > float("-inf")].cpu().numpy())
         return np.concatenate(found)
 
-    def _search(self, prompts: list[History], beams: list[int], lambdas: list[int]) -> Beams:
-        return beam_search(self.model, prompts, self.trie, beams=beams, lambdas=lambdas, score=self.decoding.score)
+    def _known(self, history: History) -> History:
+        known = (history.items >= 0) & (history.items < len(self.model.sid_codes))
+        if known.all():
+            return history
+        self.unknown_events += int((~known).sum())
+        return History(history.items[known], history.levels[known])
 
-    def _decode(self, histories: list[History], k: int, exclude_seen: bool, beams: list[int], lambdas: list[int]) -> list[Ranked]:
-        prompts = [prompt(h, self.model.config) for h in histories]
-        found = self._search(prompts, beams, lambdas)
-        leaves, scores = found.leaves_BW.cpu().numpy(), found.scores_BW.cpu().numpy()
-        return [
-            self._items(row, score, k, set(h.items.tolist()) if exclude_seen else set())
-            for row, score, h in zip(leaves, scores, histories, strict=True)
-        ]
+    def _slates(self, prefix: Prefix, seen: list[Ints], k: int) -> list[Ranked]:
+        if not self.trie.n_leaves:
+            return [Ranked(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in seen]
+        results: dict[int, Ranked] = {}
+        pending = list(range(len(seen)))
+        beams, lambdas = list(self.decoding.beams), list(self.decoding.lambdas)
+        while pending:
+            whole_trie = min(beams) >= self.trie.n_leaves and min(lambdas) >= min(self.trie.n_codes, self.trie.n_leaves)
+            part = prefix if len(pending) == len(seen) else prefix.rows(torch.tensor(pending, device=prefix.length_B.device))
+            found = self._search(part, beams, lambdas, self._exhausted_leaves([seen[i] for i in pending]))
+            leaves, scores = found.leaves_BW.cpu().numpy(), found.scores_BW.cpu().numpy()
+            if np.isnan(scores).any():
+                raise IntegrityError(
+                    "the model's scores are not numbers", where="retriever", mend="release a model whose weights are finite"
+                )
+            for index, leaf, score in zip(pending, leaves, scores, strict=True):
+                ranked = self._items(leaf[leaf >= 0], score[leaf >= 0], seen[index], k)
+                if len(ranked.items) == k or whole_trie:
+                    results[index] = ranked
+            pending = [i for i in pending if i not in results]
+            beams = [max(2 * b, k) for b in beams]
+            lambdas = [max(pair) for pair in zip(lambdas, beams, strict=True)]
+        return [results[i] for i in range(len(seen))]
 
-    def _items(self, leaves: np.ndarray, scores: np.ndarray, k: int, excluded: set[int]) -> Ranked:
-        items: list[int] = []
-        kept: list[float] = []
-        for leaf, score in zip(leaves[leaves >= 0], scores[leaves >= 0], strict=True):
-            for item in self.trie.leaf_items[self.trie.leaf_start[leaf] : self.trie.leaf_start[leaf + 1]]:
-                if item not in excluded:
-                    items.append(int(item))
-                    kept.append(float(score))
-            if len(items) >= k:
-                break
-        return Ranked(np.asarray(items[:k], dtype=np.int32), np.asarray(kept[:k], dtype=np.float32))
+    def _search(self, prefix: Prefix, beams: list[int], lambdas: list[int], excluded_BX: Tensor | None) -> Beams:
+        score = self.decoding.score
+        return search(self.model, prefix, self._trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX)
+
+    def _exhausted_leaves(self, seen: list[Ints]) -> Tensor | None:
+        """Leaves all of whose items a user has seen, in rising order, padded with the number of leaves."""
+        size = np.diff(self.trie.leaf_start)
+        rows = []
+        for items in seen:
+            leaves, count = np.unique(self._leaf_of[items], return_counts=True)
+            rows.append(leaves[(leaves >= 0) & (count == size[leaves])])
+        width = max(map(len, rows))
+        if not width:
+            return None
+        padded = np.full((len(rows), width), self.trie.n_leaves, dtype=np.int64)
+        for row, leaves in enumerate(rows):
+            padded[row, : len(leaves)] = leaves
+        return torch.from_numpy(padded).to(self.model.sid_codes.device)
+
+    def _items(self, leaves: Ints, scores: npt.NDArray[np.float32], seen: Ints, k: int) -> Ranked:
+        """The leaves' items in order, without those seen."""
+        start, stop = self.trie.leaf_start[leaves], self.trie.leaf_start[leaves + 1]
+        count = stop - start
+        place = np.repeat(stop - np.cumsum(count), count) + np.arange(count.sum())
+        items = self.trie.leaf_items[place]
+        kept = ~np.isin(items, seen)
+        return Ranked(items[kept][:k].astype(np.int32), np.repeat(scores, count)[kept][:k].astype(np.float32))
 
 
 def prompt(history: History, config: RetrieverConfig) -> History:
@@ -94,3 +157,14 @@ def unconstrained_invalid_rate(model: Retriever, histories: Sequence[History], *
         found = beam_search(model.eval(), prompts, None, beams=ones, lambdas=ones, score="iap")
         misses += sum(tuple(codes) not in known for codes in found.codes_BWM[:, 0].cpu().tolist())
     return misses / max(len(histories), 1)
+
+
+def _check_same_sids(model: Retriever, trie: Trie) -> None:
+    codes = model.sid_codes.cpu().numpy()
+    same = trie.n_codes == model.n_codes and trie.n_levels == model.n_levels and int(trie.leaf_items.max(initial=-1)) < len(codes)
+    if not same or not np.array_equal(np.repeat(trie.leaf_codes(), np.diff(trie.leaf_start), axis=0), codes[trie.leaf_items]):
+        raise IntegrityError(
+            "the SIDs to decode are not those that the model was trained with",
+            where="the SID table",
+            mend="train again, or use the table that the model was trained on",
+        )

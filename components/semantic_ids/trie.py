@@ -38,41 +38,20 @@ class Trie:
         """How many SIDs carry an item."""
         return len(self.codes[-1])
 
-    def allowed(self, level: int, nodes: Ints) -> npt.NDArray[np.bool_]:
-        """Which codewords continue the given nodes.
+    def leaf_codes(self) -> Ints:
+        """The SID of each leaf, [leaves, M]."""
+        columns, node = [], np.arange(self.n_leaves)
+        for level in range(self.n_levels - 1, -1, -1):
+            columns.append(self.codes[level][node])
+            if level:
+                node = np.searchsorted(self.child_start[level - 1], node, side="right") - 1
+        return np.stack(columns[::-1], axis=1)
 
-        Args:
-            level: of the codewords asked for; 0 has no nodes above it and wants `nodes` = [0].
-            nodes: node numbers of level - 1.
-
-        Returns:
-            mask [len(nodes), K].
-        """
-        mask = np.zeros((len(nodes), self.n_codes), dtype=bool)
-        row, child = self._children(level, nodes)
-        mask[row, self.codes[level][child]] = True
-        return mask
-
-    def descend(self, level: int, nodes: Ints, codes: Ints) -> Ints:
-        """Node numbers at `level` reached from `nodes` of level - 1 by `codes`; every step must be allowed."""
-        row, child = self._children(level, nodes)
-        table = np.full((len(nodes), self.n_codes), -1, dtype=np.int64)
-        table[row, self.codes[level][child]] = child
-        found = table[np.arange(len(nodes)), codes]
-        assert (found >= 0).all(), "a codeword outside the trie was chosen"
-        return np.asarray(found)
-
-    def _children(self, level: int, nodes: Ints) -> tuple[Ints, Ints]:
-        """(row of `nodes`, node number at `level`) of every child."""
-        if level == 0:
-            assert (nodes == 0).all()
-            n = len(self.codes[0])
-            return np.repeat(np.arange(len(nodes)), n), np.tile(np.arange(n), len(nodes))
-        start = self.child_start[level - 1]
-        counts = start[nodes + 1] - start[nodes]
-        row = np.repeat(np.arange(len(nodes)), counts)
-        offset = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return row, start[nodes][row] + offset
+    def restrict(self, allowed_N: npt.NDArray[np.bool_]) -> Trie:
+        """The trie of those items only that are allowed; paths that lead to none of them are gone."""
+        kept = allowed_N[self.leaf_items]
+        codes = np.repeat(self.leaf_codes(), np.diff(self.leaf_start), axis=0)
+        return _trie_of_ordered(codes[kept], self.leaf_items[kept], self.n_codes)
 
 
 def build_trie(codes_NM: npt.NDArray[np.integer], popularity_N: npt.NDArray[np.integer], *, n_codes: int) -> Trie:
@@ -84,9 +63,13 @@ def build_trie(codes_NM: npt.NDArray[np.integer], popularity_N: npt.NDArray[np.i
         n_codes: K.
     """
     codes = np.asarray(codes_NM, dtype=np.int64)
-    n_items, n_levels = codes.shape
-    order = np.lexsort((np.arange(n_items), -np.asarray(popularity_N), *codes.T[::-1]))
-    ordered = codes[order]
+    order = np.lexsort((np.arange(len(codes)), -np.asarray(popularity_N), *codes.T[::-1]))
+    return _trie_of_ordered(codes[order], order.astype(np.int64), n_codes)
+
+
+def _trie_of_ordered(ordered: Ints, items: Ints, n_codes: int) -> Trie:
+    """The trie of items that are given with their SIDs in lexicographic order."""
+    n_items, n_levels = ordered.shape
     last_codes, starts = [], []
     previous_first = np.zeros(1, dtype=np.int64)  # first row of each node of the level above; the root at first
     for level in range(n_levels):
@@ -97,4 +80,4 @@ def build_trie(codes_NM: npt.NDArray[np.integer], popularity_N: npt.NDArray[np.i
         if level > 0:
             starts.append(np.append(np.searchsorted(first, previous_first), len(first)))
         previous_first = first
-    return Trie(n_codes, tuple(last_codes), tuple(starts), np.append(previous_first, n_items), order.astype(np.int64))
+    return Trie(n_codes, tuple(last_codes), tuple(starts), np.append(previous_first, n_items), items)

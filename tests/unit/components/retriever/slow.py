@@ -76,13 +76,19 @@ def rank_score(head: RankHead, codeword: Tensor, states: Sequence[Tensor]) -> Te
     width = len(codeword) // head.heads
     codeword = head.norm(codeword)
     query, keys, values = head.query(codeword), [head.key(h) for h in states], [head.value(h) for h in states]
-    attended = []
+    attended, matches = [], []
     for g in range(head.heads):
         part = slice(g * width, (g + 1) * width)
         weights = [torch.exp(query[part] @ key[part] / math.sqrt(width)) for key in keys]
         attended.append(sum(w * value[part] for w, value in zip(weights, values, strict=True)) / sum(weights))
-    attention = torch.cat(attended)
-    return head.mlp(torch.cat([attention, codeword, attention * codeword]))[0]
+        matches.append(torch.log(sum(weights) / len(weights)))
+    return head.mlp(torch.cat([*attended, codeword, torch.stack(matches)]))[0]
+
+
+def prior(model: Retriever, logits: Tensor, code: int) -> float:
+    """Log odds of a codeword by IAP, where the rank head starts from them."""
+    p = float(torch.softmax(logits.detach().double(), 0)[code])
+    return math.log(p / (1 - p)) if model.config.rank_prior == "iap" else 0.0
 
 
 def sid_score(model: Retriever, items: Sequence[int], levels: Sequence[int], sid: Sequence[int], score: str) -> float:
@@ -94,7 +100,8 @@ def sid_score(model: Retriever, items: Sequence[int], levels: Sequence[int], sid
             total += float(logits[sid[level]] - torch.logsumexp(logits, 0))
         if score in ("rsp", "sum"):
             states = [*history, *own[:level]]
-            total += float(F.logsigmoid(rank_score(model.rank_head, model.codebook(level)[sid[level]], states)))
+            logit = rank_score(model.rank_head, model.codebook(level)[sid[level]], states)
+            total += float(F.logsigmoid(logit + prior(model, logits, sid[level])))
     return total
 
 
@@ -148,6 +155,6 @@ def _bce(model: Retriever, level: int, positives: list[int], logits: Tensor, sta
     kept = [*set(positives), *others][:count]
     terms = []
     for code in kept:
-        s = torch.sigmoid(rank_score(model.rank_head, model.codebook(level)[code], states))
+        s = torch.sigmoid(rank_score(model.rank_head, model.codebook(level)[code], states) + prior(model, logits, code))
         terms.append(-torch.log(s) if code in positives else -torch.log(1 - s))
     return torch.stack(terms).sum()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.retriever.beam_search import beam_search
+from components.retriever.beam_search import beam_search, top_k
 from components.retriever.contract import History
 from components.semantic_ids.trie import build_trie
 from tests.unit.components.retriever import slow
@@ -30,7 +30,8 @@ def worlds(draw):
     sids = draw(st.lists(st.tuples(*[code] * levels), min_size=1, max_size=10))
     event = st.tuples(st.integers(0, len(sids) - 1), st.integers(1, 4))
     histories = draw(st.lists(st.lists(event, max_size=5), min_size=1, max_size=3))
-    model = tiny_model(sids, n_codes=K, seed=draw(st.integers(0, 99)), history=draw(st.sampled_from(["merged", "tokens"])))
+    kind = {"history": draw(st.sampled_from(["merged", "tokens"])), "rank_prior": draw(st.sampled_from(["iap", "none"]))}
+    model = tiny_model(sids, n_codes=K, seed=draw(st.integers(0, 99)), **kind)
     return model, build_trie(np.array(sids), np.zeros(len(sids)), n_codes=K), [history(*events) for events in histories]
 
 
@@ -144,3 +145,38 @@ def test_a_trie_of_one_item_is_found_by_one_beam():
     )
     assert found.codes_BWM.tolist() == [[[2, 1, 3]], [[2, 1, 3]]]
     assert found.leaves_BW.tolist() == [[0], [0]]
+
+
+@given(worlds(), st.sampled_from(SCORES), st.data())
+@settings(max_examples=50, deadline=None)
+def test_excluded_leaves_make_room_for_others(world, score, data):
+    model, trie, histories = world
+    without = [sorted(data.draw(st.sets(st.integers(0, trie.n_leaves - 1), max_size=trie.n_leaves))) for _ in histories]
+    width = max(1, *map(len, without))
+    padded = torch.tensor([leaves + [trie.n_leaves] * (width - len(leaves)) for leaves in without])
+    wide = [EVERYTHING] * model.n_levels
+    found = beam_search(model, histories, trie, beams=wide, lambdas=wide, score=score, excluded_BX=padded)
+    for row, excluded in enumerate(without):
+        leaves = found.leaves_BW[row]
+        assert set(leaves[leaves >= 0].tolist()) == set(range(trie.n_leaves)) - set(excluded)
+
+
+def test_in_half_precision_the_scores_are_the_same_to_its_rounding():
+    model, trie = greedy_world()
+    pasts = [history((0, 3), (4, 2)), history()]
+    exact = search(model, pasts, trie, "sum")
+    rounded = search(model.to(torch.bfloat16), pasts, trie, "sum")
+    by_leaf = exact.scores_BW.gather(1, exact.leaves_BW.argsort(1))
+    torch.testing.assert_close(rounded.scores_BW.gather(1, rounded.leaves_BW.argsort(1)), by_leaf, rtol=0.05, atol=0.1)
+
+
+@given(st.integers(1, 3), st.integers(1, 400), st.integers(1, 5), st.integers(0, 99), st.sampled_from([1.0, 0.0]))
+@settings(max_examples=100, deadline=None)
+def test_the_best_values_are_found_by_way_of_the_best_blocks(rows, n, k, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, n, generator=generator) * spread  # without spread all are equal
+    values[torch.rand(rows, n, generator=generator) < 0.3] = float("-inf")
+    found, places = top_k(values, k)
+    assert torch.equal(found, values.topk(min(k, n), dim=1).values)
+    assert torch.equal(values.gather(1, places), found)
+    assert all(len(set(row)) == len(row) for row in places.tolist())

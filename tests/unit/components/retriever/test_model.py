@@ -108,8 +108,9 @@ LOSSES = {
 
 @pytest.mark.parametrize("settings", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_losses_and_their_gradients_are_those_of_the_slow_model(levels, settings):
-    model = tiny_model(SIDS[levels], n_codes=4)
+@pytest.mark.parametrize("prior", ["iap", "none"])
+def test_the_losses_and_their_gradients_are_those_of_the_slow_model(levels, settings, prior):
+    model = tiny_model(SIDS[levels], n_codes=4, rank_prior=prior)
     config = LossConfig(**{"train_lambdas": [4, 3, 2], **settings})
     expected = slow.losses(model, ROWS, config)
     actual = model(collate(ROWS), config)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from components.retriever import rank_head
 from components.retriever.packing import collate
 from components.retriever.rank_head import RankHead
 from tests.unit.components.retriever import slow
@@ -18,7 +19,15 @@ def inputs():
 
 def head_of(heads):
     torch.manual_seed(heads)
-    return RankHead(D, heads=heads, mlp=7, dropout=0.0)
+    head = RankHead(D, heads=heads, mlp=7, dropout=0.0)
+    torch.nn.init.normal_(head.mlp[-1].weight)  # a fresh head says 0 of everything
+    return head
+
+
+def test_a_fresh_head_corrects_nothing(inputs):
+    codebook, codes, history, visible = inputs
+    head = RankHead(D, heads=2, mlp=7, dropout=0.0)
+    assert not head(codebook, codes, history, visible, torch.randn(B, Q, 1, D)).any()
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -36,10 +45,41 @@ def test_the_shared_attention_equals_one_attention_for_each_candidate(inputs, he
                 torch.testing.assert_close(scores[b, q, c], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_attention_taken_once_for_all_beams_equals_one_attention_for_each_candidate(inputs, heads, own):
+    codebook, codes, history, visible = inputs
+    head, own_states, of_row = head_of(heads), torch.randn(B, Q, own, D), visible[:, 1]
+    scores = head.score(head.prepare(codebook, history, of_row), codes, own_states)
+    for b in range(B):
+        for w in range(Q):
+            states = [*history[b][of_row[b]], *own_states[b, w]]
+            for c in range(C):
+                expected = slow.rank_score(head, codebook[codes[b, w, c]], states)
+                torch.testing.assert_close(scores[b, w, c], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_number_of_beams_and_users_handled_at_once_does_not_matter(inputs, monkeypatch):
+    codebook, codes, history, visible = inputs
+    head, own = head_of(2), torch.randn(B, Q, 1, D)
+    at_once = head.score(head.prepare(codebook, history, visible[:, 2]), codes, own)
+    monkeypatch.setattr(rank_head, "_PAIRS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(rank_head, "_SCORES_AT_ONCE", {"cpu": 1})
+    one_by_one = head.score(head.prepare(codebook, history, visible[:, 2]), codes, own)
+    torch.testing.assert_close(one_by_one, at_once, rtol=1e-6, atol=1e-6)
+
+
 def test_very_large_scores_stay_finite(inputs):
     codebook, codes, history, visible = inputs
     scores = head_of(2)(codebook * 1e3, codes, history * 1e3, visible, torch.randn(B, Q, 1, D) * 1e3)
     assert torch.isfinite(scores).all()
+
+
+def test_very_large_scores_stay_finite_behind_a_shared_history(inputs):
+    codebook, codes, history, visible = inputs
+    head = head_of(2)
+    shared = head.prepare(codebook * 1e3, history * 1e3, visible[:, 0])
+    assert torch.isfinite(head.score(shared, codes, torch.randn(B, Q, 1, D) * 1e3)).all()
 
 
 def test_hidden_history_has_no_effect(inputs):

@@ -1,13 +1,17 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.retriever.beam_search import beam_search
 from components.retriever.contract import History
+from components.retriever.filters import ItemFilter
+from components.retriever.prefix import PrefixCache
 from components.retriever.recommender import RetrieverRecommender, prompt, unconstrained_invalid_rate
 from components.semantic_ids.trie import build_trie
 from infra.config import DecodingConfig
+from infra.errors import IntegrityError
 from tests.unit.components.retriever import slow
 from tests.unit.components.retriever.slow import tiny_model
 
@@ -109,6 +113,53 @@ def test_more_than_the_catalogue_returns_all_of_it():
 def test_everything_seen_leaves_nothing():
     (ranked,) = recommender(GRID).recommend([history(*range(16))], 3, exclude_seen=True)
     assert len(ranked.items) == len(ranked.scores) == 0
+
+
+def test_filtered_items_do_not_take_the_place_of_allowed_ones():
+    model = tiny_model(GRID, n_codes=K)
+    allowed = ItemFilter(deny=np.arange(0, 16, 2)).mask(16)
+    engine = recommender(GRID, model=model, beams=[4, 4]).restricted(allowed)
+    (ranked,) = engine.recommend([history(5)], 4, exclude_seen=False)
+    assert set(ranked.items.tolist()) <= set(range(1, 16, 2))
+    everything = recommender(GRID, model=model).restricted(allowed).recommend([history(5)], 100, exclude_seen=False)[0]
+    assert everything.items.tolist() == [item for item in best_first(model, GRID, history(5)) if item % 2]
+
+
+def test_a_filter_that_allows_nothing_gives_empty_slates():
+    slates = recommender(GRID).restricted(np.zeros(16, dtype=bool)).recommend([history(5), history()], 4, exclude_seen=True)
+    assert [len(slate.items) for slate in slates] == [0, 0]
+
+
+def test_items_that_the_sid_table_does_not_know_are_left_out_of_the_history_and_counted():
+    engine = recommender(GRID)
+    (mixed,) = engine.recommend([history(3, 99, 5, -1)], 16, exclude_seen=True)
+    (known,) = recommender(GRID).recommend([history(3, 5)], 16, exclude_seen=True)
+    assert mixed.items.tolist() == known.items.tolist()
+    assert engine.unknown_events == 2
+
+
+def test_a_trie_with_other_sids_than_the_model_was_trained_with_is_refused():
+    model = tiny_model(GRID, n_codes=K)
+    with pytest.raises(IntegrityError, match="not those that the model was trained with"):
+        recommender(GRID[::-1], model=model)
+
+
+def test_a_model_whose_weights_are_not_numbers_is_refused():
+    model = tiny_model(GRID, n_codes=K)
+    with torch.no_grad():
+        model.embedding.weight.fill_(float("nan"))
+    with pytest.raises(IntegrityError, match="not numbers"):
+        recommender(GRID, model=model).recommend([history(1)], 4, exclude_seen=False)
+
+
+def test_a_history_that_only_grew_gives_the_slate_of_the_whole_history():
+    model = tiny_model(GRID, n_codes=K)
+    trie = build_trie(np.array(GRID), np.zeros(16), n_codes=K)
+    engine = RetrieverRecommender(model, trie, DecodingConfig(beams=[16, 16], lambdas=[K, K]), cache=PrefixCache(8))
+    engine.recommend([history(1, 2)], 4, exclude_seen=True, users=["u"])
+    (grown,) = engine.recommend([history(1, 2, 7)], 4, exclude_seen=True, users=["u"])
+    (whole,) = recommender(GRID, model=model).recommend([history(1, 2, 7)], 4, exclude_seen=True)
+    assert grown.items.tolist() == whole.items.tolist()
 
 
 def test_generate_returns_the_sids_of_all_beams():
