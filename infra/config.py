@@ -130,6 +130,9 @@ class RetrieverConfig(Section):
     """Events below this level are targets only, never history."""
     max_history: int = Field(128, ge=1)
     """Items of history that a prompt holds."""
+    codeword_softmax: Literal["level", "children"] = "level"
+    """`level`: over all codewords of a level (RankGR Eq. 4); `children`: over those that go on to an item, so that none of the
+    probability is spent on SIDs without one, which counts where SIDs fill little of the code space."""
     rank_heads: int = Field(2, ge=1)
     rank_mlp: int = Field(128, ge=1)
     rank_prior: Literal["iap", "none"] = "iap"
@@ -312,6 +315,15 @@ class Config(Section):
             )
         if self.decoding.score != "iap" and self.training.loss.rsp_weight == 0:
             raise ValueError("training.loss.rsp_weight is 0, so no rank head is trained: set decoding.score=iap")
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing_has_somewhere_to_go(self) -> Self:
+        if self.training.loss.label_smoothing > 0 and self.retriever.codeword_softmax == "children":
+            raise ValueError(
+                "training.loss.label_smoothing would give probability to codewords that retriever.codeword_softmax=children rules out: "
+                "set one of them back"
+            )
         return self
 
     def public(self) -> Config:
