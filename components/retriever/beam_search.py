@@ -121,7 +121,7 @@ def search(
         scores_BW, chosen_BW = top_k(total_BWC.flatten(1), beams[level])
         parent_BW = chosen_BW // total_BWC.shape[2]
         codeword_BW = candidates.codes_at(chosen_BW)
-        nodes_BW = candidates.nodes_at(chosen_BW)
+        nodes_BW = candidates.nodes_at(chosen_BW).masked_fill_(scores_BW == _NEVER, 0)
         codes_BWl = torch.cat([codes_BWl.gather(1, parent_BW[..., None].expand(-1, -1, level)), codeword_BW[..., None]], dim=-1)
         if level < model.n_levels - 1:
             own_BWLD = own_BWLD.gather(1, parent_BW[..., None, None].expand(-1, -1, level, own_BWLD.shape[-1]))

@@ -201,11 +201,13 @@ class Retriever(nn.Module):
             label_BQK = torch.zeros_like(logits_BQK)
             label_BQK.scatter_add_(2, codes_BPM[..., level][:, None, :].expand_as(group_BQP), group_BQP.to(label_BQK.dtype))
             label_BQK = label_BQK.clamp_max(1)
-            kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
-            logp_BQC = logits_BQK.log_softmax(-1).gather(2, kept_BQC)
-            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level) + self.rank_prior(logp_BQC)
+            prior_BQC, kept_BQC = self.rank_prior(logits_BQK.log_softmax(-1)), None
+            if loss.train_lambdas[level] < self.n_codes:
+                kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
+                prior_BQC, label_BQK = prior_BQC.gather(2, kept_BQC), label_BQK.gather(2, kept_BQC)
+            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level) + prior_BQC
             retained = real_BQ[..., None].expand_as(score_BQC)
-            total = total + rank_head_loss(score_BQC.flatten(0, 1), label_BQK.gather(2, kept_BQC).flatten(0, 1), retained.flatten(0, 1))
+            total = total + rank_head_loss(score_BQC.flatten(0, 1), label_BQK.flatten(0, 1), retained.flatten(0, 1))
         return total
 
     def rank_prior(self, logp: Tensor) -> Tensor:
@@ -222,8 +224,8 @@ class Retriever(nn.Module):
         logp = logp.detach().float().clamp(-_MAX_LOG_ODDS, -1e-6)
         return logp - torch.log(-torch.expm1(logp))
 
-    def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor, level: int) -> Tensor:
-        """Rank-head logits_BQC of candidate codewords of some targets (Eq. 13-15), without their prior."""
+    def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor | None, level: int) -> Tensor:
+        """Rank-head logits_BQC of candidate codewords (None: all) of some targets (Eq. 13-15), without their prior."""
         history, own = encoded.hidden_BND[:, : encoded.n_history], encoded.hidden_BND[:, encoded.n_history :]
         tail = self.n_levels - 1
         own_BPTD = own.reshape(len(own), -1, tail, own.shape[-1]) if tail else own[:, :0, None]
