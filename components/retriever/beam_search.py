@@ -174,12 +174,14 @@ class _Candidates:
 
 def _candidates(model: Retriever, hidden_BWD: Tensor, trie: DecodingTrie | None, level: int, nodes_BW: Tensor) -> _Candidates:
     logits_BWK = model.level_logits(hidden_BWD, level).float()
-    norm_BW1 = logits_BWK.logsumexp(-1, keepdim=True)
     if trie is None:
-        return _Candidates(logits_BWK.sub_(norm_BW1), None, None)
+        return _Candidates(logits_BWK.sub_(logits_BWK.logsumexp(-1, keepdim=True)), None, None)
     codes_BWC, child_BWC, valid_BWC = trie.children(level, nodes_BW)
-    logp_BWC = logits_BWK.gather(-1, codes_BWC).sub_(norm_BW1).masked_fill_(~valid_BWC, _NEVER)
-    return _Candidates(logp_BWC, codes_BWC, child_BWC)
+    logits_BWC = logits_BWK.gather(-1, codes_BWC).masked_fill_(~valid_BWC, _NEVER)
+    # A dead beam has no children: the smallest number stands for the logarithm of nothing.
+    among = logits_BWC if model.config.codeword_softmax == "children" else logits_BWK
+    norm_BW1 = among.logsumexp(-1, keepdim=True).clamp_min(torch.finfo(among.dtype).min)
+    return _Candidates(logits_BWC.sub_(norm_BW1), codes_BWC, child_BWC)
 
 
 def _continue(model: Retriever, prefix: Prefix, beam_pass: BeamPass, codes_BW: Tensor, level: int) -> Tensor:
