@@ -58,38 +58,46 @@ class Prefix:
     Attributes:
         keys: per layer, [B, J, S, E], rotary positions applied.
         values: per layer, [B, J, S, E].
-        hidden_BSD: after the final norm.
+        last_BD: hidden state of each row's last position, after the final norm.
         length_B: positions that each row really has; what lies behind them is padding.
+        hidden_BSD: hidden states of all positions, which the rank head reads; None if they were not asked for.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    hidden_BSD: Tensor
+    last_BD: Tensor
     length_B: Tensor
+    hidden_BSD: Tensor | None
 
     def visible(self) -> Tensor:
         """visible_BS, true where a row has a position."""
-        return torch.arange(self.hidden_BSD.shape[1], device=self.length_B.device) < self.length_B[:, None]
+        return torch.arange(self.keys[0].shape[2], device=self.length_B.device) < self.length_B[:, None]
 
     def rows(self, index_R: Tensor) -> Prefix:
         """Some of the users."""
         keys, values = ([x[index_R] for x in layers] for layers in (self.keys, self.values))
-        return Prefix(keys, values, self.hidden_BSD[index_R], self.length_B[index_R])
+        hidden = None if self.hidden_BSD is None else self.hidden_BSD[index_R]
+        return Prefix(keys, values, self.last_BD[index_R], self.length_B[index_R], hidden)
 
     def row(self, index: int) -> Prefix:
         """One user's part, without padding."""
         n, part = int(self.length_B[index]), slice(index, index + 1)
         keys, values = ([x[part, :, :n].clone() for x in layers] for layers in (self.keys, self.values))
-        return Prefix(keys, values, self.hidden_BSD[part, :n].clone(), self.length_B[part].clone())
+        hidden = None if self.hidden_BSD is None else self.hidden_BSD[part, :n].clone()
+        return Prefix(keys, values, self.last_BD[part].clone(), self.length_B[part].clone(), hidden)
 
 
 class PromptPass:
     """Causal attention over prompts from their first position on; keeps keys and values.
 
     Rows are padded on the right, where causality hides the padding.
+
+    Args:
+        whole_layers: the layers behind them only keep keys and values, and their output means nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole_layers: int | None = None) -> None:
+        self._whole_layers = whole_layers
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -98,8 +106,29 @@ class PromptPass:
         assert layer == len(self.keys)
         self.keys.append(key_BJNE)
         self.values.append(value_BJNE)
+        if self._whole_layers is not None and layer >= self._whole_layers:
+            return query_BHNE.transpose(1, 2)
         grouped = query_BHNE.shape[1] != key_BJNE.shape[1]
         out = F.scaled_dot_product_attention(query_BHNE, key_BJNE, value_BJNE, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return out.transpose(1, 2)
+
+
+class LastPass:
+    """Attention of one position a row to the keys and values that are kept of all.
+
+    Args:
+        prompt: that kept them.
+        visible_BS: false for padding.
+    """
+
+    def __init__(self, prompt: PromptPass, visible_BS: Tensor) -> None:
+        self._prompt, self._visible = prompt, visible_BS
+
+    def attend(self, layer: int, query_BHNE: Tensor, key_BJNE: Tensor, value_BJNE: Tensor, scaling: float) -> Tensor:  # noqa: ARG002
+        """See `Decoding`; what the position itself brings is among what is kept."""
+        keys, values = self._prompt.keys[layer], self._prompt.values[layer]
+        grouped, allowed = query_BHNE.shape[1] != keys.shape[1], self._visible[:, None, None]
+        out = F.scaled_dot_product_attention(query_BHNE, keys, values, attn_mask=allowed, scale=scaling, enable_gqa=grouped)
         return out.transpose(1, 2)
 
 
@@ -151,8 +180,7 @@ class BeamPass:
         self._prefix = prefix
         self._keys: list[Tensor] = []  # per layer, [B, J, W, L, E]
         self._values: list[Tensor] = []
-        length = prefix.hidden_BSD.shape[1]
-        self._padding = None if bool((prefix.length_B == length).all()) else ~prefix.visible()
+        self._padding = None if bool((prefix.length_B == prefix.keys[0].shape[2]).all()) else ~prefix.visible()
 
     def reorder(self, parent_BW: Tensor) -> None:
         """Let the beams be continuations of the given earlier ones."""
@@ -167,7 +195,7 @@ class BeamPass:
         else:
             self._keys.append(keys)
             self._values.append(values)
-        (b, h, w, e), j, s = query_BHNE.shape, keys.shape[1], self._prefix.hidden_BSD.shape[1]
+        (b, h, w, e), j, s = query_BHNE.shape, keys.shape[1], self._prefix.keys[0].shape[2]
         query_BJGWE = (query_BHNE * scaling).view(b, j, h // j, w, e)
         out_BHWE = torch.empty_like(query_BHNE)
         step = max(_SCORES_PER_CHUNK.get(query_BHNE.device.type, 1 << 20) // (h * w * s), 1)

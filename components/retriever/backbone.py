@@ -104,3 +104,23 @@ def run_decoding(model: nn.Module, embeddings_BND: Tensor, positions_BN: Tensor,
     """
     output = model(inputs_embeds=embeddings_BND, position_ids=positions_BN, use_cache=False, decoding=decoding)
     return torch.as_tensor(output.last_hidden_state)
+
+
+def run_prompt(model: nn.Module, embeddings_BSD: Tensor, length_B: Tensor) -> tuple[attention.PromptPass, Tensor]:
+    """Keys and values of all positions, and hidden_BD of each row's last one alone.
+
+    The last layer is worth its keys and values only, but for the last position: its attention and MLP run over that one.
+    """
+    decoder: Any = model
+    decoding = attention.PromptPass(whole_layers=len(decoder.layers) - 1)
+    position_S = torch.arange(embeddings_BSD.shape[1], device=length_B.device)
+    rotary, hidden, final = decoder.rotary_emb(embeddings_BSD, position_S[None]), embeddings_BSD, decoder.layers[-1]
+    for layer in decoder.layers[:-1]:
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, decoding=decoding)
+    final.self_attn(hidden_states=final.input_layernorm(hidden), attention_mask=None, position_embeddings=rotary, decoding=decoding)
+    last_B1 = length_B[:, None] - 1
+    hidden = hidden.gather(1, last_B1[..., None].expand(-1, -1, hidden.shape[-1]))
+    rotary = decoder.rotary_emb(hidden, last_B1)
+    last_pass = attention.LastPass(decoding, position_S < length_B[:, None])
+    hidden = final(hidden, attention_mask=None, position_embeddings=rotary, decoding=last_pass)
+    return decoding, torch.as_tensor(decoder.norm(hidden))[:, 0]

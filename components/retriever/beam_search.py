@@ -24,7 +24,7 @@ from components.retriever.attention import BeamPass, Prefix
 from components.retriever.backbone import run_decoding
 from components.retriever.contract import History
 from components.retriever.decoding_trie import DecodingTrie
-from components.retriever.model import Retriever, take
+from components.retriever.model import Retriever
 from components.retriever.prefix import prefill
 from components.semantic_ids.trie import Trie
 
@@ -68,7 +68,8 @@ def beam_search(
         score: what beams are kept by.
         excluded_BX: see `search`.
     """
-    return search(model, prefill(model, histories), trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX)
+    prefix = prefill(model, histories, for_rank_head=score != "iap")
+    return search(model, prefix, trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX)
 
 
 @torch.inference_mode()
@@ -100,8 +101,8 @@ def search(
     nodes_BW = torch.zeros(rows, 1, dtype=torch.int64, device=device)
     codes_BWl = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device)
     scores_BW = torch.zeros(rows, 1, device=device)
-    own_BWLD = prefix.hidden_BSD.new_empty(rows, 1, 0, prefix.hidden_BSD.shape[-1])
-    hidden_BWD = take(prefix.hidden_BSD, prefix.length_B[:, None] - 1)
+    hidden_BWD = prefix.last_BD[:, None]
+    own_BWLD = hidden_BWD[:, :, None][:, :, :0]
     beam_pass = BeamPass(prefix)
     for level in range(model.n_levels):
         if level:
@@ -196,6 +197,7 @@ def _rank_scores(model: Retriever, prefix: Prefix, candidates: _Candidates, own_
     codes_BWC = candidates.codes_BWC
     if codes_BWC is None:
         codes_BWC = torch.arange(candidates.logp_BWC.shape[-1], device=own_BWLD.device).expand_as(candidates.logp_BWC)
+    assert prefix.hidden_BSD is not None, "the prompts were computed without what the rank head reads"
     shared = model.rank_head.prepare(model.codebook(level), prefix.hidden_BSD, prefix.visible())
     logits_BWC = model.rank_head.score(shared, codes_BWC, own_BWLD).float()
     return F.logsigmoid(logits_BWC + model.rank_prior(candidates.logp_BWC))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from components.retriever.attention import GrowingPass, Prefix, PromptPass
-from components.retriever.backbone import run_decoding
+from components.retriever.backbone import run_decoding, run_prompt
 from components.retriever.contract import History
-from components.retriever.model import Retriever
+from components.retriever.model import Retriever, take
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,14 @@ def _common_events(old: History, new: History) -> int:
 
 
 @torch.inference_mode()
-def prefill(model: Retriever, histories: Sequence[History], cache: PrefixCache | None = None, users: Sequence[str] | None = None) -> Prefix:
+def prefill(
+    model: Retriever,
+    histories: Sequence[History],
+    cache: PrefixCache | None = None,
+    users: Sequence[str] | None = None,
+    *,
+    for_rank_head: bool = True,
+) -> Prefix:
     """Keys, values and hidden states of the prompts.
 
     Args:
@@ -73,14 +80,15 @@ def prefill(model: Retriever, histories: Sequence[History], cache: PrefixCache |
         histories: already cut to the model's `max_history`.
         cache: of earlier prompts, looked up and brought up to date.
         users: key of each history in the cache.
+        for_rank_head: keep the hidden states of all positions; without them and without a cache, less is computed.
     """
     if cache is None or users is None:
-        return _prefill(model, histories)
+        return _prefill(model, histories, whole=for_rank_head)
     found = [cache.find(user, history) for user, history in zip(users, histories, strict=True)]
     if any(past is not None for past, _ in found):
         prefix = _grow(model, histories, [past for past, _ in found], [1 + model.width * events if past else 0 for past, events in found])
     else:
-        prefix = _prefill(model, histories)
+        prefix = _prefill(model, histories, whole=True)
     for row, (user, history) in enumerate(zip(users, histories, strict=True)):
         cache.keep(user, history, prefix.row(row))
     return prefix
@@ -97,11 +105,18 @@ def _embeddings(model: Retriever, histories: Sequence[History]) -> tuple[Tensor,
     return model.history_embeddings(torch.from_numpy(items).to(device), torch.from_numpy(levels).to(device)), length
 
 
-def _prefill(model: Retriever, histories: Sequence[History]) -> Prefix:
-    embeddings, length = _embeddings(model, histories)
+def _prefill(model: Retriever, histories: Sequence[History], *, whole: bool) -> Prefix:
+    embeddings, length_B = _embeddings(model, histories)
+    if not whole:
+        decoding, last_BD = run_prompt(model.backbone, embeddings, length_B)
+        return Prefix(decoding.keys, decoding.values, last_BD, length_B, None)
     decoding = PromptPass()
-    hidden = run_decoding(model.backbone, embeddings, torch.arange(embeddings.shape[1], device=length.device)[None], decoding)
-    return Prefix(decoding.keys, decoding.values, hidden, length)
+    hidden_BSD = run_decoding(model.backbone, embeddings, torch.arange(embeddings.shape[1], device=length_B.device)[None], decoding)
+    return Prefix(decoding.keys, decoding.values, _last(hidden_BSD, length_B), length_B, hidden_BSD)
+
+
+def _last(hidden_BSD: Tensor, length_B: Tensor) -> Tensor:
+    return take(hidden_BSD, length_B[:, None] - 1)[:, 0]
 
 
 def _grow(model: Retriever, histories: Sequence[History], past: list[Prefix | None], old: list[int]) -> Prefix:
@@ -112,5 +127,6 @@ def _grow(model: Retriever, histories: Sequence[History], past: list[Prefix | No
     inputs = embeddings.gather(1, position_BN.clamp_max(s - 1)[..., None].expand(-1, -1, embeddings.shape[-1]))
     decoding = GrowingPass(past, old_B, s, position_BN)
     hidden = run_decoding(model.backbone, inputs, position_BN, decoding)
-    before = [None if p is None else p.hidden_BSD[:, None] for p in past]
-    return Prefix(decoding.keys, decoding.values, decoding.merge(before, hidden[:, None])[:, 0], length)
+    before = [None if p is None or p.hidden_BSD is None else p.hidden_BSD[:, None] for p in past]
+    hidden_BSD = decoding.merge(before, hidden[:, None])[:, 0]
+    return Prefix(decoding.keys, decoding.values, _last(hidden_BSD, length), length, hidden_BSD)

@@ -67,7 +67,8 @@ class RetrieverRecommender:
         for start in range(0, len(histories), step):
             chunk = [self._known(history) for history in histories[start : start + step]]
             prompts = [prompt(history, self.model.config) for history in chunk]
-            prefix = prefill(self.model, prompts, self.cache, None if users is None else users[start : start + step])
+            keys = None if users is None else users[start : start + step]
+            prefix = prefill(self.model, prompts, self.cache, keys, for_rank_head=self.decoding.score != "iap")
             results += self._slates(prefix, [np.unique(h.items) if exclude_seen else np.zeros(0, np.int64) for h in chunk], k)
         return results
 
@@ -76,7 +77,7 @@ class RetrieverRecommender:
         found = [np.zeros((0, self.model.n_levels), dtype=np.int64)]
         for start in range(0, len(histories), self.decoding.users_per_batch):
             chunk = [self._known(history) for history in histories[start : start + self.decoding.users_per_batch]]
-            prefix = prefill(self.model, [prompt(h, self.model.config) for h in chunk])
+            prefix = prefill(self.model, [prompt(h, self.model.config) for h in chunk], for_rank_head=self.decoding.score != "iap")
             beams = self._search(prefix, self.decoding.beams, self.decoding.lambdas, None)
             found.append(beams.codes_BWM[beams.scores_BW > float("-inf")].cpu().numpy())
         return np.concatenate(found)

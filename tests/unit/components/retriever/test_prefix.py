@@ -34,6 +34,7 @@ def computed(model):
 
 def assert_same(found, expected):
     torch.testing.assert_close(found.length_B, expected.length_B)
+    torch.testing.assert_close(found.last_BD, expected.last_BD, rtol=1e-4, atol=1e-5)
     for row, length in enumerate(expected.length_B.tolist()):
         torch.testing.assert_close(found.hidden_BSD[row, :length], expected.hidden_BSD[row, :length], rtol=1e-4, atol=1e-5)
         for mine, theirs in zip([*found.keys, *found.values], [*expected.keys, *expected.values], strict=True):
@@ -55,6 +56,20 @@ def test_any_history_after_any_other_gives_what_it_gives_alone(visits, represent
     prefill(model, [history(*first) for first, _, _ in visits], cache, users)
     then = [history(*first[: len(second)], *second) for first, second, _ in visits]
     assert_same(prefill(model, then, cache, users), prefill(model, then))
+
+
+@pytest.mark.parametrize("representation", ["merged", "tokens"])
+def test_without_a_rank_head_the_last_layer_runs_over_the_last_positions_only(representation):
+    model = tiny_model(SIDS, n_codes=4, history=representation)
+    pasts = [history(1, 2, 3), history(), history(7, 7, 5, 0, 9)]
+    rows = []
+    model.backbone.layers[-1].mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    part, whole = prefill(model, pasts, for_rank_head=False), prefill(model, pasts)
+    assert rows == [1, whole.hidden_BSD.shape[1]]
+    assert part.hidden_BSD is None
+    torch.testing.assert_close(part.last_BD, whole.last_BD, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip([*part.keys, *part.values], [*whole.keys, *whole.values], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_only_what_is_new_is_computed(model, computed):
