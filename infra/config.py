@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infra.errors import ConfigError
 
-PRESETS = ("tiny", "small", "kuairand", "paper")
+PRESETS = ("tiny", "small", "beauty", "kuairand", "paper")
 
 
 FeedbackLevel = Annotated[int, Field(ge=1, le=4)]
@@ -99,6 +99,8 @@ class SemanticIdConfig(Section):
     text_weight: float = Field(0.3, ge=0)
     embedding_weight: float = Field(1.0, ge=0)
     collaborative_weight: float = Field(1.0, ge=0)
+    collaborative: Literal["pmi", "cosine"] = "pmi"
+    """`pmi`: SVD of pointwise mutual information of neighbours in a timeline; `cosine`: SVDs of their cosine and of who had what."""
     cooccurrence_window: int = Field(10, ge=1)
     """Two items of one timeline this far apart or nearer count as co-occurring."""
 
@@ -128,8 +130,13 @@ class RetrieverConfig(Section):
     """Events below this level are targets only, never history."""
     max_history: int = Field(128, ge=1)
     """Items of history that a prompt holds."""
+    codeword_softmax: Literal["level", "children"] = "level"
+    """`level`: over all codewords of a level (RankGR Eq. 4); `children`: over those that go on to an item, so that none of the
+    probability is spent on SIDs without one, which counts where SIDs fill little of the code space."""
     rank_heads: int = Field(2, ge=1)
     rank_mlp: int = Field(128, ge=1)
+    rank_prior: Literal["iap", "none"] = "iap"
+    """`iap`: the rank head corrects IAP's log odds of a codeword; `none`: it scores from nothing (RankGR Eq. 15 as printed)."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -327,6 +334,15 @@ class Config(Section):
             )
         if self.decoding.score != "iap" and self.training.loss.rsp_weight == 0:
             raise ValueError("training.loss.rsp_weight is 0, so no rank head is trained: set decoding.score=iap")
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing_has_somewhere_to_go(self) -> Self:
+        if self.training.loss.label_smoothing > 0 and self.retriever.codeword_softmax == "children":
+            raise ValueError(
+                "training.loss.label_smoothing would give probability to codewords that retriever.codeword_softmax=children rules out: "
+                "set one of them back"
+            )
         return self
 
     def public(self) -> Config:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from components.retriever.attention import BeamPass, Prefix
@@ -106,21 +107,21 @@ def search(
         if level:
             hidden_BWD = _continue(model, prefix, beam_pass, codes_BWl[..., -1], level)
             own_BWLD = torch.cat([own_BWLD, hidden_BWD[:, :, None]], dim=2)
-        candidates = _candidates(model, hidden_BWD, scores_BW, trie, level, nodes_BW)
+        candidates = _candidates(model, hidden_BWD, trie, level, nodes_BW)
         if level == model.n_levels - 1 and excluded_BX is not None:
             candidates = candidates.without(excluded_BX)
         # By probability alone, a beam narrower than lambda cannot miss anything that lambda would have kept.
         if score != "iap" or lambdas[level] < beams[level]:
             candidates = candidates.best(lambdas[level])
-        total_BWC = candidates.total_BWC
+        gain_BWC = candidates.logp_BWC
         if score != "iap":
             rank_BWC = _rank_scores(model, prefix, candidates, own_BWLD, level)
-            alone = scores_BW[..., None].masked_fill(total_BWC == _NEVER, _NEVER) if score == "rsp" else total_BWC
-            total_BWC = alone + rank_BWC
+            gain_BWC = rank_BWC.masked_fill(gain_BWC == _NEVER, _NEVER) if score == "rsp" else gain_BWC + rank_BWC
+        total_BWC = gain_BWC.add_(scores_BW[..., None])
         scores_BW, chosen_BW = top_k(total_BWC.flatten(1), beams[level])
         parent_BW = chosen_BW // total_BWC.shape[2]
         codeword_BW = candidates.codes_at(chosen_BW)
-        nodes_BW = candidates.nodes_at(chosen_BW)
+        nodes_BW = candidates.nodes_at(chosen_BW).masked_fill_(scores_BW == _NEVER, 0)
         codes_BWl = torch.cat([codes_BWl.gather(1, parent_BW[..., None].expand(-1, -1, level)), codeword_BW[..., None]], dim=-1)
         if level < model.n_levels - 1:
             own_BWLD = own_BWLD.gather(1, parent_BW[..., None, None].expand(-1, -1, level, own_BWLD.shape[-1]))
@@ -135,12 +136,12 @@ class _Candidates:
     """Continuations of beams.
 
     Attributes:
-        total_BWC: the beam's score plus log p of the codeword; -inf for padding.
+        logp_BWC: log p of the codeword; -inf for padding.
         codes_BWC: codewords; None if candidate c is codeword c.
         nodes_BWC: where they lead to in the trie; None without one.
     """
 
-    total_BWC: Tensor
+    logp_BWC: Tensor
     codes_BWC: Tensor | None
     nodes_BWC: Tensor | None
 
@@ -149,21 +150,21 @@ class _Candidates:
         assert self.nodes_BWC is not None
         nodes_BY = self.nodes_BWC.flatten(1).contiguous()
         place_BY = torch.searchsorted(excluded_BX, nodes_BY).clamp_max_(excluded_BX.shape[1] - 1)
-        hit_BWC = (excluded_BX.gather(1, place_BY) == nodes_BY).view_as(self.total_BWC)
-        return _Candidates(self.total_BWC.masked_fill(hit_BWC, _NEVER), self.codes_BWC, self.nodes_BWC)
+        hit_BWC = (excluded_BX.gather(1, place_BY) == nodes_BY).view_as(self.logp_BWC)
+        return _Candidates(self.logp_BWC.masked_fill(hit_BWC, _NEVER), self.codes_BWC, self.nodes_BWC)
 
     def best(self, count: int) -> _Candidates:
         """The most probable ones of each beam (RankGR Eq. 12)."""
-        if count >= self.total_BWC.shape[-1]:
+        if count >= self.logp_BWC.shape[-1]:
             return self
-        total, kept = self.total_BWC.topk(count, dim=-1)
+        logp, kept = self.logp_BWC.topk(count, dim=-1)
         codes = kept if self.codes_BWC is None else self.codes_BWC.gather(-1, kept)
-        return _Candidates(total, codes, None if self.nodes_BWC is None else self.nodes_BWC.gather(-1, kept))
+        return _Candidates(logp, codes, None if self.nodes_BWC is None else self.nodes_BWC.gather(-1, kept))
 
     def codes_at(self, chosen_BW: Tensor) -> Tensor:
         """Codewords of chosen candidates, by their number among all of the row."""
         if self.codes_BWC is None:
-            return chosen_BW % self.total_BWC.shape[2]
+            return chosen_BW % self.logp_BWC.shape[2]
         return self.codes_BWC.flatten(1).gather(1, chosen_BW)
 
     def nodes_at(self, chosen_BW: Tensor) -> Tensor:
@@ -171,16 +172,16 @@ class _Candidates:
         return torch.zeros_like(chosen_BW) if self.nodes_BWC is None else self.nodes_BWC.flatten(1).gather(1, chosen_BW)
 
 
-def _candidates(
-    model: Retriever, hidden_BWD: Tensor, scores_BW: Tensor, trie: DecodingTrie | None, level: int, nodes_BW: Tensor
-) -> _Candidates:
+def _candidates(model: Retriever, hidden_BWD: Tensor, trie: DecodingTrie | None, level: int, nodes_BW: Tensor) -> _Candidates:
     logits_BWK = model.level_logits(hidden_BWD, level).float()
-    offset_BW1 = (scores_BW - logits_BWK.logsumexp(-1))[..., None]
     if trie is None:
-        return _Candidates(logits_BWK.add_(offset_BW1), None, None)
+        return _Candidates(logits_BWK.sub_(logits_BWK.logsumexp(-1, keepdim=True)), None, None)
     codes_BWC, child_BWC, valid_BWC = trie.children(level, nodes_BW)
-    total_BWC = (logits_BWK.gather(-1, codes_BWC) + offset_BW1).masked_fill_(~valid_BWC, _NEVER)
-    return _Candidates(total_BWC, codes_BWC, child_BWC)
+    logits_BWC = logits_BWK.gather(-1, codes_BWC).masked_fill_(~valid_BWC, _NEVER)
+    # A dead beam has no children: the smallest number stands for the logarithm of nothing.
+    among = logits_BWC if model.config.codeword_softmax == "children" else logits_BWK
+    norm_BW1 = among.logsumexp(-1, keepdim=True).clamp_min(torch.finfo(among.dtype).min)
+    return _Candidates(logits_BWC.sub_(norm_BW1), codes_BWC, child_BWC)
 
 
 def _continue(model: Retriever, prefix: Prefix, beam_pass: BeamPass, codes_BW: Tensor, level: int) -> Tensor:
@@ -194,9 +195,10 @@ def _rank_scores(model: Retriever, prefix: Prefix, candidates: _Candidates, own_
     """Log s of the candidates (Eq. 15)."""
     codes_BWC = candidates.codes_BWC
     if codes_BWC is None:
-        codes_BWC = torch.arange(candidates.total_BWC.shape[-1], device=own_BWLD.device).expand_as(candidates.total_BWC)
+        codes_BWC = torch.arange(candidates.logp_BWC.shape[-1], device=own_BWLD.device).expand_as(candidates.logp_BWC)
     shared = model.rank_head.prepare(model.codebook(level), prefix.hidden_BSD, prefix.visible())
-    return torch.nn.functional.logsigmoid(model.rank_head.score(shared, codes_BWC, own_BWLD).float())
+    logits_BWC = model.rank_head.score(shared, codes_BWC, own_BWLD).float()
+    return F.logsigmoid(logits_BWC + model.rank_prior(candidates.logp_BWC))
 
 
 def top_k(values_BY: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -208,7 +210,7 @@ def top_k(values_BY: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if n <= 32 * k:
         return values_BY.topk(min(k, n), dim=1)
     block = 1 << round((n / k) ** 0.5).bit_length() - 1
-    blocks_BZb = torch.nn.functional.pad(values_BY, (0, -n % block), value=_NEVER).view(rows, -1, block)
+    blocks_BZb = F.pad(values_BY, (0, -n % block), value=_NEVER).view(rows, -1, block)
     _, best_Bk = blocks_BZb.amax(-1).topk(k, dim=1)
     values_Bk, place_Bk = blocks_BZb.gather(1, best_Bk[..., None].expand(-1, -1, block)).flatten(1).topk(k, dim=1)
     return values_Bk, best_Bk.gather(1, place_Bk // block) * block + place_Bk % block

@@ -1,10 +1,11 @@
 """The trie on a device: a dense first level, then children as slices of flat tensors, so that a step is a gather.
 
-Shapes: B rows (users), W beams, C children of the node that has most of them.
+Shapes: B rows (users), W beams, C children of the node that has most of them, N = B W.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,13 @@ class DecodingTrie:
     def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
         self.trie = trie
         self.n_leaves = trie.n_leaves
-        self._codes = [torch.from_numpy(codes).to(device) for codes in trie.codes]
+        # Padding behind the last node, so that reading on beyond a node's children stays inside the table.
+        widest = [1, *(int(np.diff(start).max(initial=0)) for start in trie.child_start)]
+        self._codes = [torch.from_numpy(np.pad(codes, (0, n))).to(device) for codes, n in zip(trie.codes, widest, strict=True)]
+        self._first = len(trie.codes[0])
         self._start = [torch.from_numpy(start).to(device) for start in trie.child_start]
+        self._count = [start.diff() for start in self._start]
+        self._offset = torch.arange(max(widest), device=device)
 
     def children(self, level: int, nodes_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All continuations of some nodes.
@@ -36,12 +42,12 @@ class DecodingTrie:
             codes_BWC, their node numbers_BWC at `level`, and valid_BWC, false for padding.
         """
         if level == 0:
-            codes = self._codes[0].expand(*nodes_BW.shape, -1)
-            return codes, torch.arange(codes.shape[-1], device=codes.device).expand_as(codes), torch.ones_like(codes, dtype=torch.bool)
-        start = self._start[level - 1]
-        begin_BW = start[nodes_BW]
-        count_BW = start[nodes_BW + 1] - begin_BW
-        offset_C = torch.arange(int(count_BW.max()), device=nodes_BW.device)
-        valid_BWC = offset_C < count_BW[..., None]
-        child_BWC = (begin_BW[..., None] + offset_C).clamp_max_(len(self._codes[level]) - 1)
-        return self._codes[level][child_BWC], child_BWC, valid_BWC
+            codes = self._codes[0][: self._first].expand(*nodes_BW.shape, -1)
+            return codes, torch.arange(self._first, device=codes.device).expand_as(codes), torch.ones_like(codes, dtype=torch.bool)
+        flat_N = nodes_BW.flatten()
+        count_N = self._count[level - 1].index_select(0, flat_N)
+        offset_C = self._offset[: int(count_N.max())]
+        child_NC = self._start[level - 1].index_select(0, flat_N)[:, None] + offset_C
+        codes_NC = self._codes[level].index_select(0, child_NC.flatten())
+        shape = (*nodes_BW.shape, len(offset_C))
+        return codes_NC.view(shape), child_NC.view(shape), (offset_C < count_N[:, None]).view(shape)

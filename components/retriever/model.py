@@ -5,7 +5,7 @@ Shapes: B rows, H history items, N positions, D hidden width, P targets, M level
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from components.retriever.rank_head import RankHead
 from infra.config import LossConfig, RetrieverConfig
 from infra.errors import ConfigError
 
+_MAX_LOG_ODDS = 30.0
 N_LEVELS_OF_FEEDBACK = 5  # 0 is never used; 1..4 are G1..G4
 
 
@@ -69,6 +70,9 @@ class Retriever(nn.Module):
         self.config, self.n_codes, self.positive_level = config, n_codes, positive_level
         self.n_levels = int(codes_NM.shape[1])
         self.register_buffer("sid_codes", torch.as_tensor(np.asarray(codes_NM), dtype=torch.int64))
+        for level, (nodes_N, children_CK) in enumerate(_children(codes_NM, n_codes) if config.codeword_softmax == "children" else ()):
+            self.register_buffer(f"sid_nodes_{level}", nodes_N, persistent=False)
+            self.register_buffer(f"sid_children_{level}", children_CK, persistent=False)
         self.backbone, self.first_token, architecture = build_backbone(
             config, n_codewords=self.n_levels * n_codes, architecture=architecture
         )
@@ -156,11 +160,22 @@ class Retriever(nn.Module):
         return hidden @ self.codebook(level).T
 
     def target_logits(self, encoded: Encoded, batch: Batch) -> list[Tensor]:
-        """Per level, logits_BPK at the positions that predict the targets; in fp32 under autocast too, as losses want them."""
+        """Per level, logits_BPK at the positions that predict the targets; -inf where `codeword_softmax` rules a codeword out.
+
+        In fp32 under autocast too, as losses want them.
+        """
         positions = self.prediction_positions(batch)
         sizes = [self.first_token, *[self.n_codes] * self.n_levels]
         _, *codebooks = self.embedding.weight.split_with_sizes(sizes)  # of which the gradient is put together once, not level by level
-        return [(take(encoded.hidden_BND, positions[..., i]) @ codebook_KD.T).float() for i, codebook_KD in enumerate(codebooks)]
+        logits = [(take(encoded.hidden_BND, positions[..., i]) @ codebook_KD.T).float() for i, codebook_KD in enumerate(codebooks)]
+        if self.config.codeword_softmax == "level":
+            return logits
+        return [x.masked_fill(~self.continues(batch.target_items_BP, level), float("-inf")) for level, x in enumerate(logits)]
+
+    def continues(self, items_BP: Tensor, level: int) -> Tensor:
+        """mask_BPK of the codewords of a level with which any item goes on from the earlier codewords of the given ones."""
+        nodes_N, children_CK = self.get_buffer(f"sid_nodes_{level}"), self.get_buffer(f"sid_children_{level}")
+        return children_CK[nodes_N[items_BP]]
 
     def forward(self, batch: Batch, loss: LossConfig, share: Tensor | None = None) -> dict[str, Tensor]:
         """Joint loss L = NTP + alpha LDPO + rsp_weight BCE (RankGR Eq. 11, 17).
@@ -222,14 +237,31 @@ class Retriever(nn.Module):
             label_BQK = torch.zeros_like(logits_BQK)
             label_BQK.scatter_add_(2, codes_BPM[..., level][:, None, :].expand_as(group_BQP), group_BQP.to(label_BQK.dtype))
             label_BQK = label_BQK.clamp_max(1)
-            kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
-            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level).float()
+            prior_BQC, kept_BQC = self.rank_prior(logits_BQK.log_softmax(-1)), None
+            if loss.train_lambdas[level] < self.n_codes:
+                kept_BQC = retain_codewords(logits_BQK, label_BQK, loss.train_lambdas[level])
+                prior_BQC, label_BQK = prior_BQC.gather(2, kept_BQC), label_BQK.gather(2, kept_BQC)
+            score_BQC = self.rank_scores(encoded, batch, rows_BQ, kept_BQC, level).float() + prior_BQC
             retained = real_BQ[..., None].expand_as(score_BQC)
-            losses.append(rank_head_loss(score_BQC.flatten(0, 1), label_BQK.gather(2, kept_BQC).flatten(0, 1), retained.flatten(0, 1)))
+            losses.append(rank_head_loss(score_BQC.flatten(0, 1), label_BQK.flatten(0, 1), retained.flatten(0, 1)))
         return torch.stack(losses)
 
-    def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor, level: int) -> Tensor:
-        """Rank-head logits_BQC of candidate codewords of some targets (Eq. 13-15)."""
+    def rank_prior(self, logp: Tensor) -> Tensor:
+        """What a candidate's rank-head logit starts from: IAP's log odds, or 0 (`rank_prior: none`, Eq. 15 as printed).
+
+        The codeword's probability is what minimises Eq. 16, so that a head which starts from IAP's own estimate has only
+        its corrections to learn.
+
+        Args:
+            logp: log-probabilities of candidates by IAP; no gradient flows back into them.
+        """
+        if self.config.rank_prior == "none":
+            return torch.zeros_like(logp)
+        logp = logp.detach().float().clamp(-_MAX_LOG_ODDS, -1e-6)
+        return logp - torch.log(-torch.expm1(logp))
+
+    def rank_scores(self, encoded: Encoded, batch: Batch, targets_BQ: Tensor, codes_BQC: Tensor | None, level: int) -> Tensor:
+        """Rank-head logits_BQC of candidate codewords (None: all) of some targets (Eq. 13-15), without their prior."""
         history, own = encoded.hidden_BND[:, : encoded.n_history], encoded.hidden_BND[:, encoded.n_history :]
         tail = self.n_levels - 1
         own_BPTD = own.reshape(len(own), -1, tail, own.shape[-1]) if tail else own[:, :0, None]
@@ -238,6 +270,16 @@ class Retriever(nn.Module):
         visible = torch.arange(encoded.n_history, device=last.device) <= last[..., None]
         own_BQLD = own_BPTD[:, :, :level].gather(1, index) if level else own.new_zeros(*targets_BQ.shape, 0, own.shape[-1])
         return torch.as_tensor(self.rank_head(self.codebook(level), codes_BQC, history, visible, own_BQLD))
+
+
+def _children(codes_NM: npt.NDArray[np.integer], n_codes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per level: the number of each item's prefix, nodes_N, and which codewords follow on each of C prefixes, children_CK."""
+    for level in range(codes_NM.shape[1]):
+        _, nodes_N = np.unique(codes_NM[:, :level], axis=0, return_inverse=True) if level else (None, np.zeros(len(codes_NM), np.int64))
+        nodes_N = nodes_N.reshape(-1)
+        children_CK = torch.zeros(int(nodes_N.max(initial=0)) + 1, n_codes, dtype=torch.bool)
+        children_CK[nodes_N, codes_NM[:, level]] = True
+        yield torch.as_tensor(nodes_N), children_CK
 
 
 def architecture_of(weights: Mapping[str, Tensor]) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 # How much is held at once: what fits a core's cache, or what keeps a GPU busy.
 _SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
-_PAIRS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 21}
+_PAIRS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 21}
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,14 @@ class SharedAttention:
     Attributes:
         query_KGE: scaled queries.
         mass_BKG: log of the sum of exp(score) over the history.
-        attended_GBKX: attended values, through the first layer of the MLP.
-        codeword_KX: the codeword's own part of that layer, bias included.
+        table_RX: what goes into the hidden layer of the MLP, a row each: attended values of [G, B, K], the weight of
+            each head's match [G], and of each codeword [K], bias included.
         count_B: history positions seen.
     """
 
     query_KGE: Tensor
     mass_BKG: Tensor
-    attended_GBKX: Tensor
-    codeword_KX: Tensor
+    table_RX: Tensor
     count_B: Tensor
 
 
@@ -56,18 +55,23 @@ class RankHead(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden_size + heads, mlp), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(mlp, 1))
+        last = nn.Linear(mlp, 1)
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden_size + heads, mlp), nn.ReLU(inplace=True), last)
+        self.dropout = nn.Dropout(dropout)  # of what candidates share: masks for each of them would cost more than the rest
         # Codewords are trained to point at the hidden states that they follow (Eq. 4), so that attention which starts
         # from their inner products finds the right places from the first step on.
         for projection in (self.query, self.key, self.value):
             nn.init.eye_(projection.weight)
+        # The first correction of the prior (`Retriever.rank_prior`) is none.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
-    def forward(self, codebook_KD: Tensor, codes_BQC: Tensor, history_BSD: Tensor, visible_BQS: Tensor, own_BQLD: Tensor) -> Tensor:
+    def forward(self, codebook_KD: Tensor, codes_BQC: Tensor | None, history_BSD: Tensor, visible_BQS: Tensor, own_BQLD: Tensor) -> Tensor:
         """Logits of candidate codewords.
 
         Args:
             codebook_KD: embeddings of all codewords of the level.
-            codes_BQC: the candidates of each prediction.
+            codes_BQC: the candidates of each prediction; None for all codewords, in order.
             history_BSD: hidden states of the history, shared by all predictions of a row.
             visible_BQS: which of them a prediction sees.
             own_BQLD: hidden states of the prediction's own earlier codewords. Both together are H (Eq. 13); the hidden
@@ -76,23 +80,35 @@ class RankHead(nn.Module):
         Returns:
             logits_BQC.
         """
-        b, q, c = codes_BQC.shape
+        b, q, s = visible_BQS.shape
         codeword_KD, query_KGE = self._queries(codebook_KD)
-        query_GKE = query_KGE.transpose(0, 1)
-        # A codeword asks the same of a hidden state whichever prediction it is a candidate of: scores are taken once.
-        shared_BGKS = query_GKE @ self._split(self.key(history_BSD)).transpose(-1, -2)
-        hidden_BGQKS = shared_BGKS[:, :, None].expand(-1, -1, q, -1, -1)
-        index = codes_BQC[:, None, :, :, None].expand(-1, self.heads, -1, -1, shared_BGKS.shape[-1])
-        score_BGQCS = hidden_BGQKS.gather(3, index).masked_fill(~visible_BQS[:, None, :, None], float("-inf"))
-        score_BGQCL = query_GKE[:, codes_BQC].transpose(0, 1) @ self._split(self.key(own_BQLD)).transpose(-1, -2)
-        mass_BGQC = torch.cat([score_BGQCS, score_BGQCL], dim=-1).logsumexp(-1)
-        to_history, to_own = ((score - mass_BGQC[..., None]).exp() for score in (score_BGQCS, score_BGQCL))
-        attended_BGQCE = (to_history.flatten(2, 3) @ self._split(self.value(history_BSD))).view(b, self.heads, q, c, -1)
-        attended_BGQCE = attended_BGQCE + to_own @ self._split(self.value(own_BQLD))
+        to_attended_XGE, to_codeword_XD, to_match_XG, bias_X = self._first_layer()
+        history_BSD, own_BQLD = self.dropout(history_BSD), self.dropout(own_BQLD)
+        # The MLP's first layer is linear: its input is put through it before it is attended to, not candidate by candidate.
+        value_BGSX = torch.einsum("bsge,xge->bgsx", self._heads(self.value(history_BSD)), to_attended_XGE)
+        key_BGES = self._heads(self.key(history_BSD)).permute(0, 2, 3, 1)
+        codeword_KX = codeword_KD @ to_codeword_XD.T + bias_X
+        if codes_BQC is None:
+            query_BGQCE = query_KGE.transpose(0, 1)[None, :, None]
+            score_BGQCS = query_BGQCE @ key_BGES[:, :, None]
+            hidden_BQCX = codeword_KX
+        else:
+            query_BGQCE = self._heads(F.embedding(codes_BQC, query_KGE.flatten(1))).movedim(-2, 1)
+            score_BGQCS = (query_BGQCE.flatten(2, 3) @ key_BGES).view(b, self.heads, q, -1, s)
+            hidden_BQCX = F.embedding(codes_BQC, codeword_KX)
+        score_BGQCS = torch.where(visible_BQS[:, None, :, None], score_BGQCS, float("-inf"))
+        mass_BGQC = score_BGQCS.logsumexp(-1)
+        if own_BQLD.shape[2]:
+            score_BGQCL = query_BGQCE @ self._heads(self.key(own_BQLD)).permute(0, 3, 1, 4, 2)
+            mass_BGQC = torch.logaddexp(mass_BGQC, score_BGQCL.logsumexp(-1))
+            value_BGQLX = torch.einsum("bqlge,xge->bgqlx", self._heads(self.value(own_BQLD)), to_attended_XGE)
+            hidden_BQCX = hidden_BQCX + ((score_BGQCL - mass_BGQC[..., None]).exp() @ value_BGQLX).sum(1)
+        weight_BGXS = (score_BGQCS - mass_BGQC[..., None]).exp().flatten(2, 3)
         match_BQCG = mass_BGQC.movedim(1, -1) - (visible_BQS.sum(-1) + own_BQLD.shape[2]).log()[:, :, None, None]
-        features = torch.cat([attended_BGQCE.movedim(1, -2).flatten(3), codeword_KD[codes_BQC], match_BQCG], dim=-1)
-        return torch.as_tensor(self.mlp(features).squeeze(-1))
+        attended_BQCX = (weight_BGXS @ value_BGSX).sum(1).view(b, q, -1, value_BGSX.shape[-1])
+        return torch.as_tensor(self.mlp[1:](hidden_BQCX + attended_BQCX + match_BQCG @ to_match_XG.T).squeeze(-1))
 
+    @torch.no_grad()
     def prepare(self, codebook_KD: Tensor, history_BSD: Tensor, visible_BS: Tensor) -> SharedAttention:
         """Attention of all codewords of a level over the histories, for `score`.
 
@@ -102,13 +118,15 @@ class RankHead(nn.Module):
             visible_BS: false for padding.
         """
         codeword_KD, query_KGE = self._queries(codebook_KD)
-        to_attended_XGE, to_codeword_XD, _, bias_X = self._first_layer()
-        key_BSGE, value_BSGE = (layer(history_BSD).unflatten(-1, (self.heads, -1)) for layer in (self.key, self.value))
+        to_attended_XGE, to_codeword_XD, to_match_XG, bias_X = self._first_layer()
+        key_BSGE, value_BSGE = (self._heads(layer(history_BSD)) for layer in (self.key, self.value))
         # The MLP's first layer is linear: values go through it before they are attended to, history by history.
         value_BGSX = torch.einsum("bsge,xge->bgsx", value_BSGE, to_attended_XGE)
         rows, k, s = len(history_BSD), len(codebook_KD), history_BSD.shape[1]
         mass = history_BSD.new_empty(rows, k, self.heads, dtype=torch.float32)
-        attended = history_BSD.new_empty(self.heads, rows, k, value_BGSX.shape[-1])
+        table = history_BSD.new_empty(self.heads * (rows * k + 1) + k, value_BGSX.shape[-1])
+        attended = table[: self.heads * rows * k].view(self.heads, rows, k, -1)
+        table[len(table) - k - self.heads :] = torch.cat([to_match_XG.T, codeword_KD @ to_codeword_XD.T + bias_X])
         step = max(_at_once(_SCORES_AT_ONCE, history_BSD.device) // (self.heads * k * s), 1)
         for start in range(0, rows, step):
             part = slice(start, start + step)
@@ -118,9 +136,9 @@ class RankHead(nn.Module):
             mass[part] = mass_BGK.movedim(1, -1)
             weights = score_BGKS.sub_(mass_BGK[..., None]).exp_().to(value_BGSX.dtype)
             attended[:, part] = (weights @ value_BGSX[part]).transpose(0, 1)
-        own = codeword_KD @ to_codeword_XD.T + bias_X
-        return SharedAttention(query_KGE, mass, attended, own, visible_BS.sum(-1))
+        return SharedAttention(query_KGE, mass, table, visible_BS.sum(-1))
 
+    @torch.no_grad()
     def score(self, shared: SharedAttention, codes_BWC: Tensor, own_BWLD: Tensor) -> Tensor:
         """Logits_BWC of candidates of beams that share their row's history.
 
@@ -132,7 +150,7 @@ class RankHead(nn.Module):
         b, w, c = codes_BWC.shape
         row_N = torch.arange(b, device=codes_BWC.device).repeat_interleave(w)
         codes_NC, own_NLD = codes_BWC.flatten(0, 1), own_BWLD.flatten(0, 1)
-        logits_NC = shared.codeword_KX.new_empty(b * w, c)
+        logits_NC = shared.table_RX.new_empty(b * w, c)
         step = max(_at_once(_PAIRS_AT_ONCE, codes_BWC.device) // max(c, 1), 1)
         for start in range(0, b * w, step):
             part = slice(start, start + step)
@@ -141,34 +159,36 @@ class RankHead(nn.Module):
 
     def _score_beams(self, shared: SharedAttention, row_N: Tensor, codes_NC: Tensor, own_NLD: Tensor) -> Tensor:
         """`score` of N beams, each with the row that it belongs to."""
-        to_attended_XGE, _, to_match_XG, _ = self._first_layer()
-        n, c, n_own = *codes_NC.shape, own_NLD.shape[1]
-        index_NC = codes_NC + row_N[:, None] * shared.mass_BKG.shape[1]
+        (n, c), n_own, (rows, k, _) = codes_NC.shape, own_NLD.shape[1], shared.mass_BKG.shape
+        index_NC = codes_NC + row_N[:, None] * k
         mass_NCG = F.embedding(index_NC, shared.mass_BKG.flatten(0, 1))
         total_NCG = mass_NCG
-        weights, values_NYX = mass_NCG.new_empty(n, c, 0), own_NLD.new_empty(n, 0, to_attended_XGE.shape[0])
         if n_own:
-            key_NLGE, value_NLGE = (layer(own_NLD).unflatten(-1, (self.heads, -1)) for layer in (self.key, self.value))
+            key_NLGE, value_NLGE = (self._heads(layer(own_NLD)) for layer in (self.key, self.value))
             # All codewords against each hidden state is one matrix product, cheaper than gathering a query per candidate.
             score_NLGK = torch.einsum("nlge,kge->nlgk", key_NLGE, shared.query_KGE).float()
             score_NLGC = score_NLGK.gather(-1, codes_NC[:, None, None].expand(-1, n_own, self.heads, -1))
             own_NGC = score_NLGC[:, 0] if n_own == 1 else score_NLGC.logsumexp(1)
             total_NCG = torch.logaddexp(mass_NCG, own_NGC.transpose(1, 2))
-            weights = (score_NLGC - total_NCG.transpose(1, 2)[:, None]).exp_().flatten(1, 2).transpose(1, 2)
-            values_NYX = torch.einsum("nlge,xge->nlgx", value_NLGE, to_attended_XGE).flatten(1, 2)
-        hidden_NCX = F.embedding(codes_NC, shared.codeword_KX)
-        kept_NCG = (mass_NCG - total_NCG).exp_().to(hidden_NCX.dtype)
-        for g in range(self.heads):
-            hidden_NCX.addcmul_(kept_NCG[..., g, None], F.embedding(index_NC, shared.attended_GBKX[g].flatten(0, 1)))
         match_NCG = total_NCG - (shared.count_B[row_N] + n_own).log()[:, None, None]
-        small_NCY = torch.cat([weights, match_NCG], dim=-1).to(hidden_NCX.dtype)
-        values_NYX = torch.cat([values_NYX, to_match_XG.T.expand(n, -1, -1)], dim=1)
-        return torch.as_tensor(self.mlp[1:](hidden_NCX.baddbmm_(small_NCY, values_NYX)).squeeze(-1))
+        # A candidate's hidden layer is a weighted sum of rows: attended history and match by head, and its codeword.
+        weight_NCZ = torch.cat([(mass_NCG - total_NCG).exp(), match_NCG, torch.ones_like(mass_NCG[..., :1])], dim=-1)
+        head_G = torch.arange(self.heads, device=codes_NC.device)
+        of_attended, of_match = head_G * (rows * k), head_G + self.heads * rows * k
+        of_codeword_NC = codes_NC + self.heads * (rows * k + 1)
+        row_NCZ = torch.cat([index_NC[..., None] + of_attended, of_match.expand(n, c, -1), of_codeword_NC[..., None]], dim=-1)
+        weights = weight_NCZ.flatten(0, 1).to(shared.table_RX.dtype)
+        hidden_NCX = F.embedding_bag(row_NCZ.flatten(0, 1), shared.table_RX, per_sample_weights=weights, mode="sum").view(n, c, -1)
+        if n_own:
+            to_own_NYC = (score_NLGC - total_NCG.transpose(1, 2)[:, None]).exp_().flatten(1, 2).to(hidden_NCX.dtype)
+            value_NYX = torch.einsum("nlge,xge->nlgx", value_NLGE, self._first_layer()[0]).flatten(1, 2)
+            hidden_NCX = torch.baddbmm(hidden_NCX, to_own_NYC.transpose(1, 2), value_NYX)
+        return torch.as_tensor(self.mlp[1:](hidden_NCX).squeeze(-1))
 
     def _queries(self, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised codewords [K, D] and scaled queries [K, G, E]."""
-        codeword_KD = self.norm(codebook_KD)
-        return codeword_KD, self.query(codeword_KD).unflatten(-1, (self.heads, -1)) / math.sqrt(codebook_KD.shape[-1] // self.heads)
+        codeword_KD = self.dropout(self.norm(codebook_KD))
+        return codeword_KD, self._heads(self.query(codeword_KD)) / math.sqrt(codebook_KD.shape[-1] // self.heads)
 
     def _first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The MLP's first layer by what it multiplies: attended values [X, G, E], codeword [X, D], match [X, G]; its bias [X]."""
@@ -178,9 +198,9 @@ class RankHead(nn.Module):
         weight_XF = first.weight
         return weight_XF[:, :d].view(-1, self.heads, d // self.heads), weight_XF[:, d : 2 * d], weight_XF[:, 2 * d :], first.bias
 
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, ..., D] to [B, G, ..., E]."""
-        return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).movedim(-2, 1)
+    def _heads(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., G, E]."""
+        return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
 
 def _at_once(limits: dict[str, int], device: torch.device) -> int:

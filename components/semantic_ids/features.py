@@ -15,6 +15,7 @@ from infra.config import SemanticIdConfig
 from infra.errors import DataError, ServiceError
 
 Matrix = npt.NDArray[np.float32]
+_SHRINKAGE = 5.0
 
 
 def item_features(
@@ -48,10 +49,9 @@ def item_features(
     if config.embedding_weight > 0 and any(e is not None for e in embeddings):
         parts.append(config.embedding_weight * _unit(_given_embeddings(embeddings, item_ids)))
     if config.collaborative_weight > 0 and len(timelines):
-        cooccurrence = collaborative_features(
-            timelines, len(texts), dim=config.collaborative_dim, window=config.cooccurrence_window, seed=seed
-        )
-        parts.append(config.collaborative_weight * _unit(cooccurrence))
+        features = {"pmi": pmi_features, "cosine": cosine_features}[config.collaborative]
+        signal = features(timelines, len(texts), dim=config.collaborative_dim, window=config.cooccurrence_window, seed=seed)
+        parts.append(config.collaborative_weight * _unit(signal))
     if not parts:
         raise DataError("no item has a feature", mend="give items with text or embeddings, or raise collaborative_weight")
     return np.concatenate(parts, axis=1)
@@ -68,27 +68,56 @@ def text_features(texts: Sequence[str], config: SemanticIdConfig, *, seed: int) 
     return _svd(counts, config.text_dim, seed)
 
 
-def collaborative_features(timelines: Sequence[npt.NDArray[np.integer]], n_items: int, *, dim: int, window: int, seed: int) -> Matrix:
+def pmi_features(timelines: Sequence[npt.NDArray[np.integer]], n_items: int, *, dim: int, window: int, seed: int) -> Matrix:
     """Item vectors from co-occurrence in timelines: SVD of positive pointwise mutual information.
 
     Pairs at most `window` events apart count with weight 1 / distance. Levy and Goldberg 2014 is the source of the
     factorisation; FORGE and OneRec 3.1 of the need for the signal.
     """
-    rows, cols, weights = [], [], []
-    for items in timelines:
-        for distance in range(1, min(window, len(items) - 1) + 1):
-            rows.append(items[:-distance])
-            cols.append(items[distance:])
-            weights.append(np.full(len(items) - distance, 1.0 / distance, dtype=np.float32))
-    if not rows:
+    counts = _neighbours(timelines, n_items, window).tocoo()
+    if not counts.nnz:
         return np.zeros((n_items, dim), dtype=np.float32)
-    half = sp.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(cols))), shape=(n_items, n_items)).tocsr()
-    counts = (half + half.T).tocoo()
     marginal = np.asarray(counts.sum(axis=1)).ravel()
     pmi = np.log(counts.data * marginal.sum() / (marginal[counts.row] * marginal[counts.col]))
     positive = sp.csr_matrix((np.maximum(pmi, 0), (counts.row, counts.col)), shape=counts.shape, dtype=np.float32)
     positive.setdiag(0)
     return _svd(positive, dim, seed)
+
+
+def cosine_features(timelines: Sequence[npt.NDArray[np.integer]], n_items: int, *, dim: int, window: int, seed: int) -> Matrix:
+    """Item vectors for short timelines of many items, where mutual information is mostly that of single meetings.
+
+    Two halves of unit norm, `dim` wide each: the SVD of D^-1/2 C D^-1/2, where C are neighbours as in `pmi_features` and D
+    the events of each item plus `_SHRINKAGE`, and the SVD of who had what, with each entry divided by the roots of the
+    item's and the user's number of entries (the bipartite normalisation of Dhillon 2001; its left vectors are items).
+    """
+    if not len(timelines):
+        return np.zeros((n_items, 2 * dim), dtype=np.float32)
+    events = np.concatenate(timelines)
+    per_item = np.bincount(events, minlength=n_items).astype(np.float32)
+    counts = _neighbours(timelines, n_items, window)
+    counts.setdiag(0)
+    scale = sp.diags((per_item + _SHRINKAGE) ** -0.5)
+    users = np.repeat(np.arange(len(timelines)), [len(items) for items in timelines])
+    visits = sp.csr_matrix((np.ones(len(users), np.float32), (events, users)), shape=(n_items, len(timelines)))
+    visits.data[:] = 1  # an item counts once a user
+    per_user = np.asarray(visits.sum(axis=0)).ravel()
+    entries = sp.diags(np.maximum(np.asarray(visits.sum(axis=1)).ravel(), 1) ** -0.5) @ visits @ sp.diags(np.maximum(per_user, 1) ** -0.5)
+    return np.concatenate([_unit(_svd(scale @ counts @ scale, dim, seed)), _unit(_svd(entries, dim, seed))], axis=1)
+
+
+def _neighbours(timelines: Sequence[npt.NDArray[np.integer]], n_items: int, window: int) -> sp.csr_matrix:
+    """counts_NN of pairs at most `window` events apart in a timeline, each with weight 1 / distance; symmetric."""
+    rows: list[npt.NDArray[np.integer]] = [np.empty(0, np.int64)]
+    cols: list[npt.NDArray[np.integer]] = [np.empty(0, np.int64)]
+    weights = [np.empty(0, np.float32)]
+    for items in timelines:
+        for distance in range(1, min(window, len(items) - 1) + 1):
+            rows.append(items[:-distance])
+            cols.append(items[distance:])
+            weights.append(np.full(len(items) - distance, 1.0 / distance, dtype=np.float32))
+    half = sp.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(cols))), shape=(n_items, n_items)).tocsr()
+    return (half + half.T).tocsr()
 
 
 def _given_embeddings(embeddings: Sequence[Sequence[float] | None], item_ids: Sequence[str]) -> Matrix:

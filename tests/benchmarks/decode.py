@@ -81,7 +81,7 @@ def build_task(shape: Shape, *, users: int, device: str = "cpu", dtype: torch.dt
                 parameter.normal_(std=min(0.1, shape.hidden**-0.5))
     length = shape.positions - 1
     histories = [History(rng.integers(0, shape.items, length), rng.integers(1, 5, length)) for _ in range(users)]
-    trie = DecodingTrie(build_trie(sids, np.zeros(shape.items), n_codes=shape.codes), device)
+    trie = DecodingTrie(build_trie(sids, np.zeros(shape.items, dtype=np.int64), n_codes=shape.codes), device)
     return Task(model.eval().to(device, dtype), sids, trie, histories)
 
 
@@ -131,7 +131,7 @@ def against_peers(task: Task, device: str, *, quick: bool) -> tuple[Comparison, 
         rows = []
         for beams in _widths(quick=quick, constrained=constrained):
             slow_rounds = 1 if quick or beams > HEADLINE else 2
-            result = compare(task, beams, constrained=constrained, rounds=3 if quick else 7, slow_rounds=slow_rounds, device=device)
+            result = compare(task, beams, constrained=constrained, rounds=5 if quick else 15, slow_rounds=slow_rounds, device=device)
             exact = exact and result.exact
             if beams == HEADLINE and not constrained:
                 headline = result
@@ -186,7 +186,7 @@ def wide_beams(task: Task, device: str, *, rounds: int) -> tuple[float, float]:
 def batches(anchor: Task, device: str, *, quick: bool) -> tuple[float, float]:
     """Print the table of batches; returns (throughput of 16 over one by one, seconds a user in the batch) at the quickstart's sizes."""
     users = len(anchor.histories)
-    small = slates(build_task(QUICKSTART, users=users, device=device), device, rounds=3 if quick else 7)
+    small = slates(build_task(QUICKSTART, users=users, device=device), device, rounds=5 if quick else 15)
     rows = [_batch_row("slate: quickstart, beams 100/200, lambdas 256/64, rank head", users, *small)]
     if not quick:
         rows.append(_batch_row(f"SIDs: prompt 512, 4,096 codewords, B = {HEADLINE}", users, *wide_beams(anchor, device, rounds=3)))

@@ -68,7 +68,7 @@ def prompt_of(model: Retriever, history: History) -> Tensor:
 
 def causal_lm(model: Retriever) -> Any:
     """The retriever's backbone as a language model whose output layer is the token table (Eq. 4)."""
-    config = copy.deepcopy(model.backbone.config)
+    config: Any = copy.deepcopy(model.backbone.config)
     config.tie_word_embeddings = True
     lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     lm.model.load_state_dict(model.backbone.state_dict())

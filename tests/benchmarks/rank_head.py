@@ -71,7 +71,7 @@ def project(work: Work) -> Projected:
     head = work.head
 
     def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (head.heads, -1)).transpose(-2, -3)
+        return x.view(*x.shape[:-1], head.heads, x.shape[-1] // head.heads).transpose(-2, -3)
 
     codeword_KD = head.norm(work.codebook_KD)
     query_GKE = split(head.query(codeword_KD)) / math.sqrt(work.codebook_KD.shape[1] // head.heads)

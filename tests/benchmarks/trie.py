@@ -54,7 +54,7 @@ def build_step(*, items: int, codes: int = CODES, beams: int = BEAMS) -> Step:
     rng = np.random.default_rng(0)
     paths = rng.choice(codes**2, size=items, replace=False)
     sids = np.column_stack([paths // codes, paths % codes])
-    trie = build_trie(sids, np.zeros(items), n_codes=codes)
+    trie = build_trie(sids, np.zeros(items, dtype=np.int64), n_codes=codes)
     nodes = rng.choice(len(trie.codes[0]), size=beams, replace=False)
     torch.manual_seed(0)
     return Step(sids, DecodingTrie(trie), torch.from_numpy(trie.codes[0][nodes]), torch.from_numpy(nodes)[None], torch.randn(beams, codes))
@@ -72,7 +72,7 @@ def callback_processors(step: Step) -> dict[str, PrefixConstrainedLogitsProcesso
 @torch.inference_mode()
 def by_callback(step: Step, processor: PrefixConstrainedLogitsProcessor) -> Tensor:
     """Logits_WK, -inf where a codeword leads to no item."""
-    return processor(step.first_W[:, None], step.logits_WK)
+    return torch.as_tensor(processor(step.first_W[:, None], step.logits_WK))
 
 
 @torch.inference_mode()
@@ -108,7 +108,8 @@ def main() -> None:
     """Print the table and the result."""
     arguments = parse(__doc__)
     announce()
-    rows, headline, all_exact = [], {}, True
+    rows, all_exact = [], True
+    headline: dict[str, float] = {}
     for items in (100_000,) if arguments.quick else (100_000, 1_000_000):
         seconds, exact = compare(items, rounds=10 if arguments.quick else 25)
         ratios = {name: seconds[name] / seconds["ours"] for name in PEERS}

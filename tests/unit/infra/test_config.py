@@ -118,6 +118,11 @@ def test_an_override_that_is_no_yaml_is_refused() -> None:
         load_config(overrides=["data.logs={"])
 
 
+def test_label_smoothing_beside_a_softmax_over_children_is_refused() -> None:
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        load_config(overrides=["retriever.codeword_softmax=children", "training.loss.label_smoothing=0.1"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: [", "cannot be read as YAML"), ("- 1\n- 2\n", "must hold a mapping"), ("just text", "must hold a mapping")],

@@ -62,12 +62,20 @@ def hidden_states(model: Retriever, items: Sequence[int], levels: Sequence[int],
     return hidden[:n_history], hidden[n_history:]
 
 
-def codeword_logits(model: Retriever, history: Tensor, own: Tensor) -> list[Tensor]:
-    """Per level, the logits [K]: the first from the last history position, the others from the target's own codewords."""
+def codeword_logits(model: Retriever, history: Tensor, own: Tensor, sid: Sequence[int] = ()) -> list[Tensor]:
+    """Per level, the logits [K]: the first from the last history position, the others from the target's own codewords.
+
+    With a softmax over children, codewords with which no item goes on from those of `sid` get -inf.
+    """
     logits = []
+    known = [item.tolist() for item in model.sid_codes]
     for level, hidden in enumerate([history[-1], *own]):
         start = model.first_token + level * model.n_codes
-        logits.append(torch.stack([hidden @ model.embedding.weight[start + code] for code in range(model.n_codes)]))
+        row = [hidden @ model.embedding.weight[start + code] for code in range(model.n_codes)]
+        if model.config.codeword_softmax == "children":
+            goes_on = [any(item[: level + 1] == [*sid[:level], code] for item in known) for code in range(model.n_codes)]
+            row = [x if real else torch.tensor(-math.inf) for x, real in zip(row, goes_on, strict=True)]
+        logits.append(torch.stack(row))
     return logits
 
 
@@ -85,16 +93,26 @@ def rank_score(head: RankHead, codeword: Tensor, states: Sequence[Tensor]) -> Te
     return head.mlp(torch.cat([*attended, codeword, torch.stack(matches)]))[0]
 
 
+def prior(model: Retriever, logits: Tensor, code: int) -> float:
+    """Log odds of a codeword by IAP, where the rank head starts from them."""
+    if model.config.rank_prior == "none":
+        return 0.0
+    # An only child has odds without end, a codeword that was ruled out has none.
+    p = min(max(float(torch.softmax(logits.detach().double(), 0)[code]), math.exp(-30)), math.exp(-1e-6))
+    return math.log(p / (1 - p))
+
+
 def sid_score(model: Retriever, items: Sequence[int], levels: Sequence[int], sid: Sequence[int], score: str) -> float:
     """Sum over levels of log p (iap), log s (rsp), or both (RankGR Eq. 5, 18)."""
     history, own = hidden_states(model, items, levels, sid[:-1])
     total = 0.0
-    for level, logits in enumerate(codeword_logits(model, history, own)):
+    for level, logits in enumerate(codeword_logits(model, history, own, sid)):
         if score in ("iap", "sum"):
             total += float(logits[sid[level]] - torch.logsumexp(logits, 0))
         if score in ("rsp", "sum"):
             states = [*history, *own[:level]]
-            total += float(F.logsigmoid(rank_score(model.rank_head, model.codebook(level)[sid[level]], states)))
+            logit = rank_score(model.rank_head, model.codebook(level)[sid[level]], states)
+            total += float(F.logsigmoid(logit + prior(model, logits, sid[level])))
     return total
 
 
@@ -117,10 +135,11 @@ def losses(model: Retriever, rows: Sequence[Row], config: LossConfig) -> dict[st
             prefix, level, request = int(packed.target_prefix[t]), int(packed.target_levels[t]), (r, int(packed.target_request[t]))
             sid = model.sid_codes[item].tolist()
             history, own = hidden_states(model, packed.items[:prefix], packed.levels[:prefix], sid[:-1])
-            logits = codeword_logits(model, history, own)
+            logits = codeword_logits(model, history, own, sid)
             logp = [F.log_softmax(x, 0) for x in logits]
             smoothing = config.label_smoothing
-            smooth = [(1 - smoothing) * x[code] + smoothing * x.mean() for x, code in zip(logp, sid, strict=True)]
+            even = [smoothing * x.mean() if smoothing else 0.0 for x in logp]
+            smooth = [(1 - smoothing) * x[code] + mean for x, code, mean in zip(logp, sid, even, strict=True)]
             weight = config.ntp_level_weights.get(level, 0.0)
             weighted, weight_sum = weighted - weight * sum(smooth), weight_sum + weight
             scores.append(sum(x[code] for x, code in zip(logp, sid, strict=True)))
@@ -148,6 +167,6 @@ def _bce(model: Retriever, level: int, positives: list[int], logits: Tensor, sta
     kept = [*set(positives), *others][:count]
     terms = []
     for code in kept:
-        s = torch.sigmoid(rank_score(model.rank_head, model.codebook(level)[code], states))
+        s = torch.sigmoid(rank_score(model.rank_head, model.codebook(level)[code], states) + prior(model, logits, code))
         terms.append(-torch.log(s) if code in positives else -torch.log(1 - s))
     return torch.stack(terms).sum()

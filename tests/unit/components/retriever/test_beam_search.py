@@ -30,8 +30,17 @@ def worlds(draw):
     sids = draw(st.lists(st.tuples(*[code] * levels), min_size=1, max_size=10))
     event = st.tuples(st.integers(0, len(sids) - 1), st.integers(1, 4))
     histories = draw(st.lists(st.lists(event, max_size=5), min_size=1, max_size=3))
-    model = tiny_model(sids, n_codes=K, seed=draw(st.integers(0, 99)), history=draw(st.sampled_from(["merged", "tokens"])))
+    kind = {"history": draw(st.sampled_from(["merged", "tokens"])), "rank_prior": draw(st.sampled_from(["iap", "none"]))}
+    kind["codeword_softmax"] = draw(st.sampled_from(["level", "children"]))
+    model = tiny_model(sids, n_codes=K, seed=draw(st.integers(0, 99)), **kind)
     return model, build_trie(np.array(sids), np.zeros(len(sids)), n_codes=K), [history(*events) for events in histories]
+
+
+def test_with_a_softmax_over_children_no_probability_is_lost_on_sids_without_an_item():
+    sids = [(0, 1), (0, 2), (3, 0), (3, 1), (3, 3), (2, 2)]
+    model = tiny_model(sids, n_codes=K, codeword_softmax="children")
+    found = search(model, [history((0, 3), (4, 3))], build_trie(np.array(sids), np.zeros(len(sids)), n_codes=K), "iap")
+    np.testing.assert_allclose(found.scores_BW.exp().sum(), 1.0, rtol=1e-5)
 
 
 def leaf_sids(model, trie):

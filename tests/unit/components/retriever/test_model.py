@@ -106,10 +106,15 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("settings", LOSSES.values(), ids=LOSSES)
+KINDS = {"prior": {"rank_prior": "iap"}, "no prior": {"rank_prior": "none"}, "children": {"codeword_softmax": "children"}}
+REFUSED = ("children", "smoothed")
+PAIRS = [(kind, name) for kind in KINDS for name in LOSSES if (kind, name) != REFUSED]
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(KINDS[kind], LOSSES[name]) for kind, name in PAIRS], ids=map(", ".join, PAIRS))
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_losses_and_their_gradients_are_those_of_the_slow_model(levels, settings):
-    model = tiny_model(SIDS[levels], n_codes=4)
+def test_the_losses_and_their_gradients_are_those_of_the_slow_model(levels, settings, kind):
+    model = tiny_model(SIDS[levels], n_codes=4, **kind)
     config = LossConfig(**{"train_lambdas": [4, 3, 2], **settings})
     expected = slow.losses(model, ROWS, config)
     actual = model(collate(ROWS), config)

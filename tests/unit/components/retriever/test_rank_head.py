@@ -19,7 +19,15 @@ def inputs():
 
 def head_of(heads):
     torch.manual_seed(heads)
-    return RankHead(D, heads=heads, mlp=7, dropout=0.0)
+    head = RankHead(D, heads=heads, mlp=7, dropout=0.0)
+    torch.nn.init.normal_(head.mlp[-1].weight)  # a fresh head says 0 of everything
+    return head
+
+
+def test_a_fresh_head_corrects_nothing(inputs):
+    codebook, codes, history, visible = inputs
+    head = RankHead(D, heads=2, mlp=7, dropout=0.0)
+    assert not head(codebook, codes, history, visible, torch.randn(B, Q, 1, D)).any()
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])

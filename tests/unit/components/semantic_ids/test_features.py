@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.semantic_ids.features import collaborative_features, item_features, text_features
+from components.semantic_ids.features import cosine_features, item_features, pmi_features, text_features
 from infra.config import SemanticIdConfig
 from infra.errors import DataError, ServiceError
 
@@ -127,7 +127,7 @@ def test_ppmi_of_one_timeline_by_hand() -> None:
 @pytest.mark.parametrize("window", [1, 2, 10])
 def test_collaborative_vectors_span_the_ppmi_matrix(window: int) -> None:
     timelines = [[0, 1, 2], [0, 1], [3, 4, 3, 0], [2, 4]]
-    vectors = collaborative_features([np.asarray(t) for t in timelines], 6, dim=5, window=window, seed=0)
+    vectors = pmi_features([np.asarray(t) for t in timelines], 6, dim=5, window=window, seed=0)
     values = ppmi(timelines, 6, window)
     assert vectors.shape == (6, 5)
     # U S of the SVD has the same inner products as the rows of the matrix.
@@ -135,11 +135,43 @@ def test_collaborative_vectors_span_the_ppmi_matrix(window: int) -> None:
 
 
 def test_items_that_only_meet_themselves_have_no_signal() -> None:
-    np.testing.assert_array_equal(collaborative_features([np.array([0, 0])], 3, dim=2, window=2, seed=0), np.zeros((3, 2)))
+    np.testing.assert_array_equal(pmi_features([np.array([0, 0])], 3, dim=2, window=2, seed=0), np.zeros((3, 2)))
+
+
+def test_cosine_vectors_span_neighbours_and_visits() -> None:
+    timelines = [[0, 1, 2], [0, 1], [3, 4, 3, 0], [2, 4], [5, 1], [5], [0, 5]]
+    vectors = cosine_features([np.asarray(t) for t in timelines], 6, dim=5, window=10, seed=0)
+    counts = np.zeros((6, 6))
+    visits = np.zeros((6, len(timelines)))
+    for user, items in enumerate(timelines):
+        for i, first in enumerate(items):
+            visits[first, user] = 1
+            for j in range(len(items)):
+                if items[j] != first:
+                    counts[first, items[j]] += 1 / abs(i - j)
+    events = np.bincount(np.concatenate(timelines), minlength=6) + 5
+    neighbours = counts / np.sqrt(np.outer(events, events))
+    shares = visits / np.sqrt(np.outer(visits.sum(1), visits.sum(0)))
+    for half, matrix in ((vectors[:, :5], neighbours), (vectors[:, 5:], shares)):
+        left, values, _ = np.linalg.svd(matrix)
+        expected = left[:, :5] * values[:5]
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(half @ half.T, expected @ expected.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("collaborative", ["pmi", "cosine"])
+def test_an_item_that_nobody_had_has_no_collaborative_signal(collaborative: str) -> None:
+    found = features(texts=["", "", "", ""], timelines=[[0, 1, 2], [1, 0]], collaborative=collaborative)
+    np.testing.assert_array_equal(np.abs(found).sum(axis=1) > 0, [True, True, True, False])
+
+
+@pytest.mark.parametrize("build", [pmi_features, cosine_features])
+def test_no_timeline_gives_zero_vectors(build: Any) -> None:
+    assert not build([], 3, dim=2, window=2, seed=0).any()
 
 
 def test_no_pair_gives_zero_vectors() -> None:
-    np.testing.assert_array_equal(collaborative_features([], 3, dim=2, window=2, seed=0), np.zeros((3, 2)))
+    np.testing.assert_array_equal(pmi_features([], 3, dim=2, window=2, seed=0), np.zeros((3, 2)))
 
 
 def test_equal_seeds_give_equal_features() -> None:

@@ -133,7 +133,7 @@ def test_each_step_is_told():
 
 
 def test_a_learnable_data_set_is_learned():
-    config = configuration("training.epochs=30", "training.rows_per_batch=8", "training.learning_rate=0.02")
+    config = configuration("training.epochs=60", "training.rows_per_batch=8", "training.learning_rate=0.02")
     trainer = Trainer(config).run()
     curve = losses(trainer)
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]

@@ -1,0 +1,265 @@
+"""Quality on public data: the retriever and its ablations against popularity, item-kNN and SASRec.
+
+`python -m tests.benchmarks.quality --data beauty|kuairand [--variant rankgr ...] [--seeds 0,1,2] [--quick]` runs the
+product's own steps, one user after the other judged on the whole catalogue, prints a table and writes
+`tests/benchmarks/results/<data>.md` with its plots. Steps that are finished are skipped and killed ones go on from their
+last checkpoint, so a run may be stopped and repeated at will. The last line printed is JSON.
+
+Variants (RankGR, Table 4): `rankgr` has both phases as the preset sets them, `no_iap` no listwise preferences (alpha 0),
+`no_rsp` no rank head (ranked by log p alone), `ntp` neither: the plain generative retriever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from safetensors.torch import load
+
+from components.evaluation.metrics import evaluate
+from components.evaluation.protocol import Cases, build_cases
+from components.evaluation.tuning import tune_baselines
+from components.retriever.bundle import codes_of, restore_model
+from components.retriever.contract import Recommender
+from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.job import step as semantic_ids_step
+from components.semantic_ids.trie import build_trie
+from components.sessions.job import step as sessions_step
+from components.training.job import step as training_step
+from infra import records as r
+from infra import storage
+from infra.cluster import ray_session
+from infra.config import Config, load_config
+from infra.logs import configure_logs
+from infra.steps import Run, content_of, run_step
+from tests.benchmarks.amazon import data_folder, write_beauty
+from tests.benchmarks.quality_report import Results, write_report
+from tests.benchmarks.sasrec import SASRecSettings, fit_sasrec
+
+Figures = dict[str, float]
+NO_IAP: Final = ("training.loss.alpha=0",)
+NO_RSP: Final = ("training.loss.rsp_weight=0", "decoding.score=iap")
+VARIANTS: Final = {"rankgr": (), "no_iap": NO_IAP, "no_rsp": NO_RSP, "ntp": (*NO_IAP, *NO_RSP)}
+ALPHAS: Final = (0.0, 0.1, 0.3, 1.0, 3.0)
+LAST_LAMBDAS: Final = (4, 8, 16, 32, 64, 128)
+QUICK: Final = ("training.epochs=1", "evaluation.max_users=500")
+_CODE: Final = ("components", "infra/records.py", "tests/benchmarks/quality.py", "tests/benchmarks/sasrec.py")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and how methods are judged on it.
+
+    Attributes:
+        variants: those that differ on this data.
+        exclude_seen: each setting is judged; the first one is the headline.
+        sasrec: settings found on the validation phase.
+    """
+
+    name: str
+    variants: tuple[str, ...]
+    exclude_seen: tuple[bool, ...]
+    sasrec: SASRecSettings
+
+
+TASKS: Final = {
+    # One level of feedback: there are no lower levels to prefer a purchase to, so LDPO has nothing to do.
+    "beauty": Task("beauty", ("rankgr", "ntp"), (False, True), SASRecSettings()),
+    "kuairand": Task("kuairand", ("rankgr", "no_iap", "no_rsp", "ntp"), (False,), SASRecSettings(epochs=10, max_history=64)),
+}
+
+
+class Bench:
+    """The runs of one task in one workspace."""
+
+    def __init__(self, task: Task, workspace: Path, *, quick: bool) -> None:
+        self.task, self.quick, self.workspace = task, quick, workspace
+        self.files = _log_of(task.name, workspace)
+        self.sessions = sessions_step(self.run((), seed=0)).uri
+        self.timelines = storage.read_table(storage.join(self.sessions, "timelines"))
+        self.catalogue = storage.read_table(storage.join(self.sessions, "catalogue.parquet"))
+
+    def config(self, overrides: Sequence[str], *, seed: int) -> Config:
+        """The preset with the task's files and some settings changed."""
+        logs, items = self.files
+        places = (f"workspace={self.workspace}", f"data.logs={logs}", f"data.items={items}", f"seed={seed}")
+        return load_config(preset=self.task.name, overrides=(*places, *(QUICK if self.quick else ()), *overrides))
+
+    def run(self, overrides: Sequence[str], *, seed: int) -> Run:
+        """A walk through the steps with such a configuration."""
+        return Run(self.config(overrides, seed=seed), run_id="quality")
+
+    def cases(self, config: Config, phase: r.Phase, *, exclude_seen: bool) -> Cases:
+        """Whom methods are judged on, the same for all of them."""
+        evaluation = config.evaluation
+        return build_cases(
+            self.timelines,
+            phase,
+            evaluation.truths,
+            exclude_seen=exclude_seen,
+            min_level=config.retriever.history_min_level,
+            max_users=evaluation.max_users,
+        )
+
+    def measure(self, method: Recommender, config: Config) -> dict[str, Figures]:
+        """Figures of the validation and the test phase, for each treatment of seen items."""
+        figures = {}
+        for exclude_seen in self.task.exclude_seen:
+            for phase in (r.Phase.VALID, r.Phase.TEST):
+                cases = self.cases(config, phase, exclude_seen=exclude_seen)
+                figures[setting_name(phase, exclude_seen=exclude_seen)] = evaluate(method, cases, config.evaluation.ks)
+        return figures
+
+    def baselines(self) -> dict[str, dict[str, Figures]]:
+        """Popularity and item-kNN, tuned on the validation phase."""
+        run = self.run((), seed=0)
+
+        def work(out_uri: str) -> dict[str, Any]:
+            found = {}
+            for method in self._tuned(run.config):
+                found[method.recommender.name] = {"params": method.params, "figures": self.measure(method.recommender, run.config)}
+            storage.write_json(storage.join(out_uri, "figures.json"), found)
+            return {}
+
+        found = self._judged(run, "quality_baselines", work, {}, {})
+        return {name: entry["figures"] for name, entry in found.items()}
+
+    def _tuned(self, config: Config) -> tuple[Any, ...]:
+        return tune_baselines(
+            self.timelines,
+            len(self.catalogue),
+            config.evaluation.truths,
+            config.evaluation.ks,
+            positive_level=config.split.positive_level,
+            exclude_seen=self.task.exclude_seen[0],
+            min_level=config.retriever.history_min_level,
+        )
+
+    def sasrec(self, seed: int) -> dict[str, Figures]:
+        """SASRec of one seed."""
+        run, settings = self.run((), seed=seed), self.task.sasrec
+        settings = SASRecSettings(**{**asdict(settings), "epochs": 1}) if self.quick else settings
+
+        def work(out_uri: str) -> dict[str, Any]:
+            method = fit_sasrec(train_sequences(self.timelines, settings.min_level), len(self.catalogue), settings, seed=seed)
+            storage.write_json(storage.join(out_uri, "figures.json"), self.measure(method, run.config))
+            return {}
+
+        return self._judged(run, "quality_sasrec", work, {"sasrec": asdict(settings), "seed": seed}, {})
+
+    def retriever(self, overrides: Sequence[str], *, seed: int, lambdas: Sequence[int] = ()) -> dict[str, Any]:
+        """Train and judge a variant of the retriever; with `lambdas`, one figure for each number of codewords retained."""
+        run = self.run(overrides, seed=seed)
+        sids = semantic_ids_step(run, self.sessions).uri
+        weights = training_step(run, self.sessions, sids).uri
+
+        def work(out_uri: str) -> dict[str, Any]:
+            storage.write_json(storage.join(out_uri, "figures.json"), self._measure_retriever(run.config, sids, weights, lambdas))
+            return {}
+
+        settings = {"decoding": run.config.decoding.model_dump(), "lambdas": list(lambdas)}
+        return self._judged(run, "quality", work, settings, {"semantic_ids": content_of(sids), "training": content_of(weights)})
+
+    def _measure_retriever(self, config: Config, sids: str, weights: str, lambdas: Sequence[int]) -> dict[str, Any]:
+        method = load_retriever(config, self.catalogue, sids, weights)
+        if not lambdas:
+            return self.measure(method, config)
+        cases = self.cases(config, r.Phase.TEST, exclude_seen=self.task.exclude_seen[0])
+        swept = {}
+        for last in lambdas:
+            kept = [*config.decoding.lambdas[:-1], last]
+            method.decoding = config.decoding.model_copy(update={"lambdas": kept})
+            swept[str(last)] = evaluate(method, cases, config.evaluation.ks)
+        return swept
+
+    def _judged(self, run: Run, name: str, work: Any, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+        evaluation = {"evaluation": run.config.evaluation.model_dump(), "exclude_seen": self.task.exclude_seen}
+        inputs = {"sessions": content_of(self.sessions), **inputs}
+        result = run_step(run, name, work, settings={**evaluation, **settings}, inputs=inputs, code=_CODE)
+        return dict(storage.read_json(storage.join(result.uri, "figures.json")))
+
+
+def load_retriever(config: Config, catalogue: pa.Table, sids: str, weights: str) -> RetrieverRecommender:
+    """The trained retriever, decoding as configured."""
+    codes = codes_of(storage.read_table(storage.join(sids, "sids.parquet")))
+    state = load(storage.read_bytes(storage.join(weights, "model.safetensors")))
+    trie = build_trie(codes, catalogue[r.POPULARITY].to_numpy(), n_codes=config.semantic_ids.codes)
+    return RetrieverRecommender(restore_model(config, codes, state), trie, config.decoding)
+
+
+def train_sequences(timelines: pa.Table, min_level: int) -> list[np.ndarray]:
+    """Each user's items of the training phase with at least this level, in time order."""
+    columns = timelines.select(["items", "levels", "phases"]).to_pydict()
+    sequences = []
+    for items, levels, phases in zip(columns["items"], columns["levels"], columns["phases"], strict=True):
+        kept = (np.asarray(phases) == r.Phase.TRAIN) & (np.asarray(levels) >= min_level)
+        sequences.append(np.asarray(items, dtype=np.int64)[kept])
+    return [sequence for sequence in sequences if len(sequence)]
+
+
+def setting_name(phase: r.Phase, *, exclude_seen: bool) -> str:
+    """Key of the figures of a phase and a treatment of seen items."""
+    return f"{phase.name.lower()}, seen items {'excluded' if exclude_seen else 'kept'}"
+
+
+def measure_all(bench: Bench, variants: Sequence[str], seeds: Sequence[int], *, sweeps: bool) -> Results:
+    """Every method and seed, one after the other."""
+    baselines = {name: [figures] for name, figures in bench.baselines().items()}
+    methods: dict[str, list[dict[str, Figures]]] = {**baselines, "sasrec": []}
+    for seed in seeds:
+        for variant in variants:
+            methods.setdefault(variant, []).append(bench.retriever(VARIANTS[variant], seed=seed))
+        methods["sasrec"].append(bench.sasrec(seed))
+    found: dict[str, dict[str, Figures]] = {}
+    if sweeps and "rankgr" in variants:
+        most = bench.config((), seed=seeds[0]).training.loss.train_lambdas[-1]
+        found["lambda"] = bench.retriever((), seed=seeds[0], lambdas=[n for n in LAST_LAMBDAS if n <= most])
+    if sweeps and "no_iap" in variants:
+        headline = setting_name(r.Phase.TEST, exclude_seen=bench.task.exclude_seen[0])
+        runs = {alpha: bench.retriever((f"training.loss.alpha={alpha}",), seed=seeds[0]) for alpha in ALPHAS}
+        found["alpha"] = {str(alpha): figures[headline] for alpha, figures in runs.items()}
+    return Results(methods, found)
+
+
+def _log_of(name: str, workspace: Path) -> tuple[Path, Path]:
+    if name == "beauty":
+        return write_beauty(workspace / "log")
+    folder = data_folder("kuairand_pure_14d")
+    return folder / "interactions.parquet", folder / "items.parquet"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", required=True, choices=list(TASKS))
+    parser.add_argument("--variant", nargs="*", choices=list(VARIANTS), help="those to run; by default all that differ on the data")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--quick", action="store_true", help="one epoch, one seed, 500 users: does everything run? Figures mean nothing")
+    parser.add_argument("--no-sweeps", action="store_true", help="leave lambda and alpha alone")
+    parser.add_argument("--workspace", type=Path, help="where runs and checkpoints lie (.rankgr/quality/<data>)")
+    options = parser.parse_args(arguments)
+    task = TASKS[options.data]
+    seeds = [0] if options.quick else [int(seed) for seed in options.seeds.split(",")]
+    variants = options.variant or list(task.variants)
+    workspace = (options.workspace or Path(".rankgr") / "quality" / f"{task.name}{'-quick' if options.quick else ''}").resolve()
+    configure_logs()
+    with ExitStack() as stack:
+        stack.enter_context(ray_session(load_config(preset=task.name).cluster))
+        bench = Bench(task, workspace, quick=options.quick)
+        results = measure_all(bench, variants, seeds, sweeps=not options.no_sweeps)
+    command = " ".join(["python -m tests.benchmarks.quality", *(arguments or sys.argv[1:])])
+    config = bench.config((), seed=seeds[0])
+    summary = write_report(results, task.name, command, seeds, config, folder=workspace if options.quick else None)
+    sys.stdout.write(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()
