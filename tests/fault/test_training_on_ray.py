@@ -15,6 +15,7 @@ from components.retriever.bundle import codes_of, restore_model
 from components.retriever.model import Retriever
 from components.retriever.packing import Batch
 from components.training.data import epoch_batches, plan_batches, training_rows
+from components.training.early_stopping import EarlyStopping
 from components.training.job import train_retriever
 from components.training.loop import build_average, build_model, build_optimizer
 from infra import storage
@@ -108,6 +109,22 @@ def test_a_run_with_a_killed_worker_ends_as_if_nothing_had_happened(ray_cluster:
     assert figures["parameters"] == sum(p.numel() for p in model.parameters())
     assert (figures["rows"], figures["workers"], figures["epochs"], figures["steps"]) == (USERS, WORKERS, EPOCHS, EPOCHS * STEPS)
     assert {name: figures[name] for name in LOSSES} == {name: curve[-1][name] for name in LOSSES}
+
+
+def test_workers_stop_together_and_the_best_weights_are_released(ray_cluster: str, tmp_path: Path) -> None:
+    """With the settings of a large model: bfloat16, activations computed again, batches by tokens."""
+    large = ("training.precision=bf16", "training.gradient_checkpointing=true", "training.tokens_per_batch=80")
+    early = ("training.patience=1", "training.validation_k=3", "decoding.exclude_seen=false")
+    config = configuration(f"training.workers={WORKERS}", "training.epochs=8", *large, *early)
+    sessions, table = write_inputs(tmp_path, users=USERS)
+    figures = train_retriever(config, sessions, table, str(tmp_path / "out"))
+    rates = [point["hr@3"] for point in storage.read_json(str(tmp_path / "out" / "loss_curve.json"))]
+    assert figures["epochs"] == len(rates)
+    assert figures["released_epoch"] == 1 + rates.index(max(rates))
+    assert len(rates) in (figures["released_epoch"] + 1, 8)
+    released = restore_model(config, codes_of(sids()), load_file(tmp_path / "out" / "model.safetensors"))
+    alone = EarlyStopping(config, timelines(users=USERS), sids())
+    assert alone.judge(released, 1)["hr@3"] == pytest.approx(max(rates))
 
 
 def test_an_error_that_no_retry_would_mend_is_raised_as_it_is(ray_cluster: str, tmp_path: Path) -> None:
