@@ -133,6 +133,9 @@ class RetrieverConfig(Section):
     codeword_softmax: Literal["level", "children"] = "level"
     """`level`: over all codewords of a level (RankGR Eq. 4); `children`: over those that go on to an item, so that none of the
     probability is spent on SIDs without one, which counts where SIDs fill little of the code space."""
+    repeat_bias: bool = False
+    """Learn how likely users are to come back to an item: a number added to the logit of the last codeword of items in the
+    history. Attention over merged codewords learns only slowly that some things are bought once."""
     rank_heads: int = Field(2, ge=1)
     rank_mlp: int = Field(128, ge=1)
     rank_prior: Literal["iap", "none"] = "iap"

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,7 +70,7 @@ def beam_search(
         excluded_BX: see `search`.
     """
     prefix = prefill(model, histories, for_rank_head=score != "iap")
-    return search(model, prefix, trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX)
+    return search(model, prefix, trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX, prompts=histories)
 
 
 @torch.inference_mode()
@@ -82,6 +83,7 @@ def search(
     lambdas: Sequence[int],
     score: Score,
     excluded_BX: Tensor | None = None,
+    prompts: Sequence[History] = (),
 ) -> Beams:
     """`beam_search` behind prompts that are computed already.
 
@@ -93,6 +95,7 @@ def search(
         lambdas: codewords per beam and level handed to the rank head.
         score: what beams are kept by.
         excluded_BX: leaves that a row must not end in, in rising order; padded with the number of leaves.
+        prompts: what `prefix` was computed from; read where the model has a `repeat_bias`.
     """
     if isinstance(trie, Trie):
         trie = DecodingTrie(trie, model.sid_codes.device)
@@ -108,7 +111,8 @@ def search(
         if level:
             hidden_BWD = _continue(model, prefix, beam_pass, codes_BWl[..., -1], level)
             own_BWLD = torch.cat([own_BWLD, hidden_BWD[:, :, None]], dim=2)
-        candidates = _candidates(model, hidden_BWD, trie, level, nodes_BW)
+        bias_BWK = _repeat_bias(model, prompts, codes_BWl) if model.repeat is not None and level == model.n_levels - 1 else None
+        candidates = _candidates(model, hidden_BWD, trie, level, nodes_BW, bias_BWK)
         if level == model.n_levels - 1 and excluded_BX is not None:
             candidates = candidates.without(excluded_BX)
         # By probability alone, a beam narrower than lambda cannot miss anything that lambda would have kept.
@@ -173,8 +177,21 @@ class _Candidates:
         return torch.zeros_like(chosen_BW) if self.nodes_BWC is None else self.nodes_BWC.flatten(1).gather(1, chosen_BW)
 
 
-def _candidates(model: Retriever, hidden_BWD: Tensor, trie: DecodingTrie | None, level: int, nodes_BW: Tensor) -> _Candidates:
+def _repeat_bias(model: Retriever, prompts: Sequence[History], codes_BWl: Tensor) -> Tensor:
+    items_BH = np.full((len(prompts), max(len(h.items) for h in prompts)), -1, dtype=np.int64)
+    for row, history in zip(items_BH, prompts, strict=True):
+        row[: len(history.items)] = history.items
+    seen_BH = torch.from_numpy(items_BH).to(codes_BWl.device)
+    history_BHM = model.sid_codes[seen_BH.clamp_min(0)]
+    return model.repeat_bias(history_BHM, (seen_BH >= 0)[:, None].expand(-1, codes_BWl.shape[1], -1), codes_BWl)
+
+
+def _candidates(
+    model: Retriever, hidden_BWD: Tensor, trie: DecodingTrie | None, level: int, nodes_BW: Tensor, bias_BWK: Tensor | None
+) -> _Candidates:
     logits_BWK = model.level_logits(hidden_BWD, level).float()
+    if bias_BWK is not None:
+        logits_BWK += bias_BWK
     if trie is None:
         return _Candidates(logits_BWK.sub_(logits_BWK.logsumexp(-1, keepdim=True)), None, None)
     codes_BWC, child_BWC, valid_BWC = trie.children(level, nodes_BW)

@@ -91,6 +91,7 @@ class Retriever(nn.Module):
         for module in (self.token_merger, self.feedback):
             if module is not None:
                 nn.init.normal_(module.weight, std=0.02 if module is self.feedback else (self.n_levels * width) ** -0.5)
+        self.repeat = nn.Parameter(torch.zeros(1)) if config.repeat_bias else None
         self.dropout = nn.Dropout(config.dropout)
         self.rank_head = RankHead(width, heads=config.rank_heads, mlp=config.rank_mlp, dropout=config.dropout)
 
@@ -168,9 +169,28 @@ class Retriever(nn.Module):
         sizes = [self.first_token, *[self.n_codes] * self.n_levels]
         _, *codebooks = self.embedding.weight.split_with_sizes(sizes)  # of which the gradient is put together once, not level by level
         logits = [(take(encoded.hidden_BND, positions[..., i]) @ codebook_KD.T).float() for i, codebook_KD in enumerate(codebooks)]
+        if self.repeat is not None:
+            codes_BPM = self.sid_codes[batch.target_items_BP]
+            place_H = torch.arange(batch.items_BH.shape[1], device=codes_BPM.device)
+            seen_BPH = place_H < batch.target_prefix_BP[..., None]
+            logits[-1] = logits[-1] + self.repeat_bias(self.sid_codes[batch.items_BH], seen_BPH, codes_BPM[..., :-1])
         if self.config.codeword_softmax == "level":
             return logits
         return [x.masked_fill(~self.continues(batch.target_items_BP, level), float("-inf")) for level, x in enumerate(logits)]
+
+    def repeat_bias(self, history_BHM: Tensor, seen_BPH: Tensor, codes_BPl: Tensor) -> Tensor:
+        """bias_BPK of the last level's codewords: `repeat` for those that lead back to an item of the history, 0 for others.
+
+        Args:
+            history_BHM: SIDs of the history.
+            seen_BPH: which of it lies before the prediction.
+            codes_BPl: earlier codewords of the prediction, all levels but the last.
+        """
+        assert self.repeat is not None
+        same_BPH = seen_BPH & (codes_BPl[:, :, None] == history_BHM[:, None, :, :-1]).all(-1)
+        times_BPK = torch.zeros(*codes_BPl.shape[:2], self.n_codes, device=codes_BPl.device)
+        times_BPK.scatter_add_(2, history_BHM[:, None, :, -1].expand(same_BPH.shape), same_BPH.to(times_BPK.dtype))
+        return self.repeat * times_BPK.clamp_max_(1)
 
     def continues(self, items_BP: Tensor, level: int) -> Tensor:
         """mask_BPK of the codewords of a level with which any item goes on from the earlier codewords of the given ones."""

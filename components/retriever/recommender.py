@@ -69,7 +69,7 @@ class RetrieverRecommender:
             prompts = [prompt(history, self.model.config) for history in chunk]
             keys = None if users is None else users[start : start + step]
             prefix = prefill(self.model, prompts, self.cache, keys, for_rank_head=self.decoding.score != "iap")
-            results += self._slates(prefix, [np.unique(h.items) if exclude_seen else np.zeros(0, np.int64) for h in chunk], k)
+            results += self._slates(prefix, prompts, [np.unique(h.items) if exclude_seen else np.zeros(0, np.int64) for h in chunk], k)
         return results
 
     def generate(self, histories: Sequence[History]) -> Ints:
@@ -77,8 +77,9 @@ class RetrieverRecommender:
         found = [np.zeros((0, self.model.n_levels), dtype=np.int64)]
         for start in range(0, len(histories), self.decoding.users_per_batch):
             chunk = [self._known(history) for history in histories[start : start + self.decoding.users_per_batch]]
-            prefix = prefill(self.model, [prompt(h, self.model.config) for h in chunk], for_rank_head=self.decoding.score != "iap")
-            beams = self._search(prefix, self.decoding.beams, self.decoding.lambdas, None)
+            prompts = [prompt(h, self.model.config) for h in chunk]
+            prefix = prefill(self.model, prompts, for_rank_head=self.decoding.score != "iap")
+            beams = self._search(prefix, prompts, self.decoding.beams, self.decoding.lambdas, None)
             found.append(beams.codes_BWM[beams.scores_BW > float("-inf")].cpu().numpy())
         return np.concatenate(found)
 
@@ -89,7 +90,7 @@ class RetrieverRecommender:
         self.unknown_events += int((~known).sum())
         return History(history.items[known], history.levels[known])
 
-    def _slates(self, prefix: Prefix, seen: list[Ints], k: int) -> list[Ranked]:
+    def _slates(self, prefix: Prefix, prompts: list[History], seen: list[Ints], k: int) -> list[Ranked]:
         if not self.trie.n_leaves:
             return [Ranked(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in seen]
         results: dict[int, Ranked] = {}
@@ -98,7 +99,7 @@ class RetrieverRecommender:
         while pending:
             whole_trie = min(beams) >= self.trie.n_leaves and min(lambdas) >= min(self.trie.n_codes, self.trie.n_leaves)
             part = prefix if len(pending) == len(seen) else prefix.rows(torch.tensor(pending, device=prefix.length_B.device))
-            found = self._search(part, beams, lambdas, self._exhausted_leaves([seen[i] for i in pending]))
+            found = self._search(part, [prompts[i] for i in pending], beams, lambdas, self._exhausted_leaves([seen[i] for i in pending]))
             leaves, scores = found.leaves_BW.cpu().numpy(), found.scores_BW.cpu().numpy()
             if np.isnan(scores).any():
                 raise IntegrityError(
@@ -113,9 +114,9 @@ class RetrieverRecommender:
             lambdas = [max(pair) for pair in zip(lambdas, beams, strict=True)]
         return [results[i] for i in range(len(seen))]
 
-    def _search(self, prefix: Prefix, beams: list[int], lambdas: list[int], excluded_BX: Tensor | None) -> Beams:
+    def _search(self, prefix: Prefix, prompts: list[History], beams: list[int], lambdas: list[int], excluded_BX: Tensor | None) -> Beams:
         score = self.decoding.score
-        return search(self.model, prefix, self._trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX)
+        return search(self.model, prefix, self._trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX, prompts=prompts)
 
     def _exhausted_leaves(self, seen: list[Ints]) -> Tensor | None:
         """Leaves all of whose items a user has seen, in rising order, padded with the number of leaves."""

@@ -29,6 +29,8 @@ def tiny_model(codes: Sequence[Sequence[int]], *, n_codes: int, seed: int = 0, *
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.4)
+        if model.repeat is not None:
+            model.repeat.fill_(-1.5)
     return model.eval()
 
 
@@ -62,9 +64,10 @@ def hidden_states(model: Retriever, items: Sequence[int], levels: Sequence[int],
     return hidden[:n_history], hidden[n_history:]
 
 
-def codeword_logits(model: Retriever, history: Tensor, own: Tensor, sid: Sequence[int] = ()) -> list[Tensor]:
+def codeword_logits(model: Retriever, history: Tensor, own: Tensor, sid: Sequence[int] = (), items: Sequence[int] = ()) -> list[Tensor]:
     """Per level, the logits [K]: the first from the last history position, the others from the target's own codewords.
 
+    With a repeat bias, it is added at the last level where the codeword leads to one of `items`, the history.
     With a softmax over children, codewords with which no item goes on from those of `sid` get -inf.
     """
     logits = []
@@ -72,6 +75,9 @@ def codeword_logits(model: Retriever, history: Tensor, own: Tensor, sid: Sequenc
     for level, hidden in enumerate([history[-1], *own]):
         start = model.first_token + level * model.n_codes
         row = [hidden @ model.embedding.weight[start + code] for code in range(model.n_codes)]
+        if model.repeat is not None and level == model.n_levels - 1:
+            seen = [known[item] for item in items]
+            row = [x + model.repeat[0] if [*sid[:level], code] in seen else x for code, x in enumerate(row)]
         if model.config.codeword_softmax == "children":
             goes_on = [any(item[: level + 1] == [*sid[:level], code] for item in known) for code in range(model.n_codes)]
             row = [x if real else torch.tensor(-math.inf) for x, real in zip(row, goes_on, strict=True)]
@@ -106,7 +112,7 @@ def sid_score(model: Retriever, items: Sequence[int], levels: Sequence[int], sid
     """Sum over levels of log p (iap), log s (rsp), or both (RankGR Eq. 5, 18)."""
     history, own = hidden_states(model, items, levels, sid[:-1])
     total = 0.0
-    for level, logits in enumerate(codeword_logits(model, history, own, sid)):
+    for level, logits in enumerate(codeword_logits(model, history, own, sid, items)):
         if score in ("iap", "sum"):
             total += float(logits[sid[level]] - torch.logsumexp(logits, 0))
         if score in ("rsp", "sum"):
@@ -135,7 +141,7 @@ def losses(model: Retriever, rows: Sequence[Row], config: LossConfig) -> dict[st
             prefix, level, request = int(packed.target_prefix[t]), int(packed.target_levels[t]), (r, int(packed.target_request[t]))
             sid = model.sid_codes[item].tolist()
             history, own = hidden_states(model, packed.items[:prefix], packed.levels[:prefix], sid[:-1])
-            logits = codeword_logits(model, history, own, sid)
+            logits = codeword_logits(model, history, own, sid, packed.items[:prefix])
             logp = [F.log_softmax(x, 0) for x in logits]
             smoothing = config.label_smoothing
             even = [smoothing * x.mean() if smoothing else 0.0 for x in logp]

@@ -31,7 +31,7 @@ def worlds(draw):
     event = st.tuples(st.integers(0, len(sids) - 1), st.integers(1, 4))
     histories = draw(st.lists(st.lists(event, max_size=5), min_size=1, max_size=3))
     kind = {"history": draw(st.sampled_from(["merged", "tokens"])), "rank_prior": draw(st.sampled_from(["iap", "none"]))}
-    kind["codeword_softmax"] = draw(st.sampled_from(["level", "children"]))
+    kind |= {"codeword_softmax": draw(st.sampled_from(["level", "children"])), "repeat_bias": draw(st.booleans())}
     model = tiny_model(sids, n_codes=K, seed=draw(st.integers(0, 99)), **kind)
     return model, build_trie(np.array(sids), np.zeros(len(sids)), n_codes=K), [history(*events) for events in histories]
 

@@ -106,7 +106,12 @@ LOSSES = {
 }
 
 
-KINDS = {"prior": {"rank_prior": "iap"}, "no prior": {"rank_prior": "none"}, "children": {"codeword_softmax": "children"}}
+KINDS = {
+    "prior": {"rank_prior": "iap"},
+    "no prior": {"rank_prior": "none"},
+    "children": {"codeword_softmax": "children"},
+    "repeats": {"repeat_bias": True},
+}
 REFUSED = ("children", "smoothed")
 PAIRS = [(kind, name) for kind in KINDS for name in LOSSES if (kind, name) != REFUSED]
 
