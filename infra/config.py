@@ -133,6 +133,8 @@ class RetrieverConfig(Section):
     codeword_softmax: Literal["level", "children"] = "level"
     """`level`: over all codewords of a level (RankGR Eq. 4); `children`: over those that go on to an item, so that none of the
     probability is spent on SIDs without one, which counts where SIDs fill little of the code space."""
+    codeword_init: Literal["random", "codebooks"] = "random"
+    """`codebooks`: codewords start as the principal components of those that quantized the items, and the merger as their sum."""
     repeat_bias: bool = False
     """Learn how likely users are to come back to an item: a number added to the logit of the last codeword of items in the
     history. Attention over merged codewords learns only slowly that some things are bought once."""
@@ -184,6 +186,8 @@ class TrainingConfig(Section):
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay a step of the moving average of the weights that is released; 0 releases the last weights."""
+    history_dropout: float = Field(0.0, ge=0, lt=1)
+    """Hide up to this share of a row's history from its targets, drawn anew in each epoch; short timelines of many items want it."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Of the learning rate after its warm-up; `cosine` and `linear` end at 0 after the last epoch."""

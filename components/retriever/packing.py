@@ -10,7 +10,7 @@ M levels, N = S + P (M - 1) positions in all: the last codeword of a target is p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,19 @@ def rows_of_timeline(
         if is_last:
             return
         first += stride
+
+
+def drop_history(row: Row, share: float, rng: np.random.Generator) -> Row:
+    """The row without some of its history; its targets stay, each behind what is left of the history before it.
+
+    Args:
+        row: not changed.
+        share: each row hides a part of its own, drawn evenly from 0 to `share`.
+        rng: draws it.
+    """
+    kept = rng.random(len(row.items)) >= share * rng.random()
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return replace(row, items=row.items[kept], levels=row.levels[kept], target_prefix=before[row.target_prefix])
 
 
 def history_positions(count: Tensor, width: int) -> Tensor:

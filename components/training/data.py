@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from components.retriever.packing import Batch, Row, collate, rows_of_timeline
+from components.retriever.packing import Batch, Row, collate, drop_history, rows_of_timeline
 from infra import records as r
 from infra.config import Config
 from infra.errors import ConfigError
@@ -58,6 +58,7 @@ class BatchPlan:
         ends: with the rows in the order of their buckets, where the batches of a step of all workers end.
         world_size: workers.
         accumulate: batches of a worker that make one optimizer step.
+        history_dropout: part of a row's history that may be hidden.
     """
 
     rows: Sequence[Row]
@@ -65,6 +66,7 @@ class BatchPlan:
     ends: list[int]
     world_size: int
     accumulate: int
+    history_dropout: float
 
     @property
     def steps(self) -> int:
@@ -79,7 +81,7 @@ def plan_batches(rows: Sequence[Row], config: Config, *, world_size: int = 1) ->
     if training.tokens_per_batch is None:
         together = training.rows_per_batch * world_size
         ends = [*range(together, len(rows), together), len(rows)]
-        return BatchPlan(rows, (items_R + targets_R) // _BUCKET, ends, world_size, training.accumulation_steps)
+        return BatchPlan(rows, (items_R + targets_R) // _BUCKET, ends, world_size, training.accumulation_steps, training.history_dropout)
     history_R = 1 + (1 if config.retriever.history == "merged" else config.semantic_ids.levels) * items_R
     own_R = (config.semantic_ids.levels - 1) * targets_R
     bucket_R = (history_R + own_R) // _FINE_BUCKET
@@ -88,7 +90,7 @@ def plan_batches(rows: Sequence[Row], config: Config, *, world_size: int = 1) ->
     np.maximum.at(longest[1], bucket_R, own_R)
     history_R, own_R = longest[:, np.sort(bucket_R)]
     ends = _ends_within(history_R, own_R, training.tokens_per_batch, world_size)
-    return BatchPlan(rows, bucket_R, ends, world_size, training.accumulation_steps)
+    return BatchPlan(rows, bucket_R, ends, world_size, training.accumulation_steps, training.history_dropout)
 
 
 def _sizes(rows: Sequence[Row]) -> list[tuple[int, int]]:
@@ -130,4 +132,9 @@ def epoch_batches(plan: BatchPlan, *, epoch: int, seed: int, rank: int = 0, skip
     turn = rng.permutation(len(together))
     for start in range(skip * plan.accumulate, len(turn), plan.accumulate):
         step = [together[index] for index in turn[start : start + plan.accumulate]]
-        yield [collate([plan.rows[i] for i in drawn[rank % len(drawn) :: plan.world_size]]) for drawn in step]
+        # Of its own for each step, so that a resumed epoch hides what an undisturbed one would have hidden.
+        noise = np.random.default_rng((seed, epoch, start, rank))
+        mine = [[plan.rows[i] for i in drawn[rank % len(drawn) :: plan.world_size]] for drawn in step]
+        if plan.history_dropout:
+            mine = [[drop_history(row, plan.history_dropout, noise) for row in rows] for rows in mine]
+        yield [collate(rows) for rows in mine]

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from infra import storage
 from infra.cluster import ray_session, unwrap
 from infra.config import Config, TrainingConfig
@@ -133,7 +136,7 @@ def _train(arguments: Mapping[str, Any]) -> None:
     sids = storage.read_table(storage.join(arguments["sids"], "sids.parquet"))
     early = EarlyStopping(config, timelines, sids, rank=rank, world_size=world_size) if training.patience else None
     # On its device before optimizer and average are made: a checkpoint is loaded to where the weights are.
-    model = build_model(config, sids).to(ray.train.torch.get_device())
+    model = build_model(config, sids, _codebooks(config, arguments["sids"])).to(ray.train.torch.get_device())
     steps = plan_batches(rows, config, world_size=world_size).steps
     optimizer, schedule = build_optimizer(model, config, steps)
     average = build_average(model, config)
@@ -161,6 +164,14 @@ def _train(arguments: Mapping[str, Any]) -> None:
                 saved = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
                 figures = _metrics(model, reached, early, rows=len(rows), workers=world_size)
                 ray.train.report(figures, checkpoint=saved)
+
+
+def _codebooks(config: Config, sids_uri: str) -> npt.NDArray[np.float32] | None:
+    from safetensors.numpy import load
+
+    if config.retriever.codeword_init == "random":
+        return None
+    return np.asarray(load(storage.read_bytes(storage.join(sids_uri, "codebooks.safetensors")))["codebooks"], dtype=np.float32)
 
 
 def _is_checkpoint_due(state: Mapping[str, Any], training: TrainingConfig) -> bool:

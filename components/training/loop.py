@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from components.retriever.bundle import codes_of
+from components.retriever.codeword_init import start_from_codebooks
 from components.retriever.model import Retriever
 from components.retriever.packing import Batch, Row
 from components.training.data import epoch_batches, plan_batches
@@ -27,10 +29,13 @@ from infra.errors import TrainingError
 Tell = Callable[[int, int, dict[str, Any]], None]
 
 
-def build_model(config: Config, sids: pa.Table) -> Retriever:
-    """A retriever with fresh weights for a SID table, seeded."""
+def build_model(config: Config, sids: pa.Table, codebooks_MKF: npt.NDArray[np.float32] | None = None) -> Retriever:
+    """A retriever with fresh weights for a SID table, seeded; `codeword_init: codebooks` wants those the SIDs came from."""
     torch.manual_seed(config.seed)
     model = Retriever(config.retriever, codes_of(sids), n_codes=config.semantic_ids.codes, positive_level=config.split.positive_level)
+    if config.retriever.codeword_init == "codebooks":
+        assert codebooks_MKF is not None
+        start_from_codebooks(model, codebooks_MKF)
     if config.training.loss.rsp_weight == 0:
         model.rank_head.requires_grad_(requires_grad=False)
     if config.training.gradient_checkpointing:

@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.retriever.packing import collate, position_ids, rows_of_timeline, target_mask
+from components.retriever.packing import Row, collate, drop_history, position_ids, rows_of_timeline, target_mask
 from tests.unit.components.retriever.slow import row
 
 
@@ -104,3 +105,23 @@ def test_each_event_is_a_target_once_behind_the_history_of_earlier_requests(time
             assert seen.tolist() == before[len(before) - prefix :].tolist()
             assert prefix == len(before) or 2 * prefix >= max_history
             assert prefix == len(before) or len(before) > max_history
+
+
+@given(st.integers(0, 12), st.floats(0, 0.99), st.integers(0, 99))
+def test_dropped_history_leaves_every_target_behind_what_is_left_of_its_past(count, share, seed):
+    numbers = np.arange(count)
+    row = Row(numbers, numbers % 4, 100 + numbers, numbers, numbers, numbers)
+    found = drop_history(row, share, np.random.default_rng(seed))
+    assert set(found.items.tolist()) <= set(numbers.tolist())
+    assert (found.levels == found.items % 4).all()
+    assert found.target_items.tolist() == row.target_items.tolist()
+    for prefix, item in zip(found.target_prefix, numbers, strict=True):
+        assert found.items[:prefix].tolist() == [i for i in found.items.tolist() if i < item]
+
+
+def test_on_average_half_the_share_of_a_history_is_dropped():
+    row = Row(*[np.arange(1000)] * 6)
+    rng = np.random.default_rng(0)
+    kept = [len(drop_history(row, 0.6, rng).items) for _ in range(200)]
+    assert np.mean(kept) == pytest.approx(700, abs=30)
+    assert min(kept) >= 350

@@ -88,6 +88,13 @@ def test_an_interrupted_epoch_goes_on_with_the_next_step(more):
     assert epoch(rows, *more, workers=2, number=5, skip=2) == [steps[2:] for steps in whole]
 
 
+def test_an_interrupted_epoch_hides_the_history_that_an_undisturbed_one_hides():
+    planned = plan(numbered_rows([20] * 12), "training.history_dropout=0.5")
+    whole, rest = ([batch.history_B.tolist() for (batch,) in epoch_batches(planned, epoch=1, seed=0, skip=skip)] for skip in (0, 2))
+    assert rest == whole[2:]
+    assert len({length for lengths in whole for length in lengths}) > 2
+
+
 def test_the_order_depends_on_seed_and_epoch_alone():
     rows = numbered_rows([3] * 20)
     assert epoch(rows, number=4, seed=1) == epoch(rows, number=4, seed=1)
