@@ -1,7 +1,7 @@
 """Quality on public data: the retriever and its ablations against popularity, item-kNN and SASRec.
 
 `python -m tests.benchmarks.quality --data beauty|kuairand [--variant rankgr ...] [--seeds 0,1,2] [--quick]` runs the
-product's own steps, one user after the other judged on the whole catalogue, prints a table and writes
+product's own steps, judges every user on the whole catalogue, prints a table and writes
 `tests/benchmarks/results/<data>.md` with its plots. Steps that are finished are skipped and killed ones go on from their
 last checkpoint, so a run may be stopped and repeated at will. The last line printed is JSON.
 
@@ -38,6 +38,7 @@ from infra import records as r
 from infra import storage
 from infra.cluster import ray_session
 from infra.config import Config, load_config
+from infra.errors import ConfigError
 from infra.logs import configure_logs
 from infra.steps import Run, content_of, run_step
 from tests.benchmarks.amazon import data_folder, write_beauty
@@ -72,8 +73,15 @@ class Task:
 
 TASKS: Final = {
     # One level of feedback: there are no lower levels to prefer a purchase to, so LDPO has nothing to do.
-    "beauty": Task("beauty", ("rankgr", "ntp"), (False, True), SASRecSettings()),
-    "kuairand": Task("kuairand", ("rankgr", "no_iap", "no_rsp", "ntp"), (False,), SASRecSettings(epochs=10, max_history=64)),
+    "beauty": Task(
+        "beauty", ("ntp", "rankgr"), (False, True), SASRecSettings(rows_per_batch=32, learning_rate=1e-3, dropout=0.3, epochs=10)
+    ),
+    "kuairand": Task(
+        "kuairand",
+        ("ntp", "rankgr", "no_rsp", "no_iap"),
+        (False,),
+        SASRecSettings(rows_per_batch=64, learning_rate=1e-3, epochs=8, max_history=64),
+    ),
 }
 
 
@@ -91,7 +99,13 @@ class Bench:
         """The preset with the task's files and some settings changed."""
         logs, items = self.files
         places = (f"workspace={self.workspace}", f"data.logs={logs}", f"data.items={items}", f"seed={seed}")
-        return load_config(preset=self.task.name, overrides=(*places, *(QUICK if self.quick else ()), *overrides))
+        overrides = (*places, *(QUICK if self.quick else ()), *overrides)
+        config = load_config(preset=self.task.name, overrides=overrides)
+        if config.decoding.score != "iap":
+            return config
+        # Without a rank head there is nothing that codewords are retained for.
+        every = [config.semantic_ids.codes] * config.semantic_ids.levels
+        return load_config(preset=self.task.name, overrides=(*overrides, f"decoding.lambdas={every}"))
 
     def run(self, overrides: Sequence[str], *, seed: int) -> Run:
         """A walk through the steps with such a configuration."""
@@ -210,23 +224,45 @@ def setting_name(phase: r.Phase, *, exclude_seen: bool) -> str:
     return f"{phase.name.lower()}, seen items {'excluded' if exclude_seen else 'kept'}"
 
 
-def measure_all(bench: Bench, variants: Sequence[str], seeds: Sequence[int], *, sweeps: bool) -> Results:
-    """Every method and seed, one after the other."""
-    baselines = {name: [figures] for name, figures in bench.baselines().items()}
-    methods: dict[str, list[dict[str, Figures]]] = {**baselines, "sasrec": []}
-    for seed in seeds:
-        for variant in variants:
-            methods.setdefault(variant, []).append(bench.retriever(VARIANTS[variant], seed=seed))
-        methods["sasrec"].append(bench.sasrec(seed))
+def measure_all(bench: Bench, variants: Mapping[str, Sequence[int]], seeds: Sequence[int], *, sweeps: bool) -> Results:
+    """Every method and seed, one after the other.
+
+    Args:
+        bench: of the task.
+        variants: of the retriever, with the seeds of each.
+        seeds: of SASRec.
+        sweeps: over lambda and alpha too, with the first seed of `rankgr`.
+    """
+    methods = {name: [figures] for name, figures in bench.baselines().items()}
+    for variant, own in variants.items():
+        methods[variant] = [bench.retriever(VARIANTS[variant], seed=seed) for seed in own]
+    methods["sasrec"] = [bench.sasrec(seed) for seed in seeds]
     found: dict[str, dict[str, Figures]] = {}
     if sweeps and "rankgr" in variants:
-        most = bench.config((), seed=seeds[0]).training.loss.train_lambdas[-1]
-        found["lambda"] = bench.retriever((), seed=seeds[0], lambdas=[n for n in LAST_LAMBDAS if n <= most])
+        seed = variants["rankgr"][0]
+        most = bench.config((), seed=seed).training.loss.train_lambdas[-1]
+        found["lambda"] = bench.retriever((), seed=seed, lambdas=[n for n in LAST_LAMBDAS if n <= most])
     if sweeps and "no_iap" in variants:
         headline = setting_name(r.Phase.TEST, exclude_seen=bench.task.exclude_seen[0])
-        runs = {alpha: bench.retriever((f"training.loss.alpha={alpha}",), seed=seeds[0]) for alpha in ALPHAS}
+        seed = variants["no_iap"][0]
+        runs = {alpha: bench.retriever((f"training.loss.alpha={alpha}", *NO_RSP), seed=seed) for alpha in ALPHAS}
         found["alpha"] = {str(alpha): figures[headline] for alpha, figures in runs.items()}
     return Results(methods, found)
+
+
+def parse_variants(texts: Sequence[str], seeds: Sequence[int]) -> dict[str, list[int]]:
+    """`name` with the seeds of all, or `name:0,1` with its own.
+
+    Raises:
+        ConfigError: a variant that does not exist.
+    """
+    found = {}
+    for text in texts:
+        name, _, own = text.partition(":")
+        if name not in VARIANTS:
+            raise ConfigError(f"unknown variant {name!r}", mend=f"choose among {', '.join(VARIANTS)}")
+        found[name] = [int(seed) for seed in own.split(",")] if own else list(seeds)
+    return found
 
 
 def _log_of(name: str, workspace: Path) -> tuple[Path, Path]:
@@ -240,7 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, choices=list(TASKS))
-    parser.add_argument("--variant", nargs="*", choices=list(VARIANTS), help="those to run; by default all that differ on the data")
+    parser.add_argument(
+        "--variant", nargs="*", help="those to run, by default all that differ on the data; rankgr:0,1 has seeds of its own"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed, 500 users: does everything run? Figures mean nothing")
     parser.add_argument("--no-sweeps", action="store_true", help="leave lambda and alpha alone")
@@ -248,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     task = TASKS[options.data]
     seeds = [0] if options.quick else [int(seed) for seed in options.seeds.split(",")]
-    variants = options.variant or list(task.variants)
+    variants = parse_variants(options.variant or task.variants, seeds)
     workspace = (options.workspace or Path(".rankgr") / "quality" / f"{task.name}{'-quick' if options.quick else ''}").resolve()
     configure_logs()
     with ExitStack() as stack:
@@ -257,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = measure_all(bench, variants, seeds, sweeps=not options.no_sweeps)
     command = " ".join(["python -m tests.benchmarks.quality", *(arguments or sys.argv[1:])])
     config = bench.config((), seed=seeds[0])
-    summary = write_report(results, task.name, command, seeds, config, folder=workspace if options.quick else None)
+    summary = write_report(results, task.name, command, config, folder=workspace if options.quick else None)
     sys.stdout.write(json.dumps(summary) + "\n")
 
 

@@ -52,13 +52,13 @@ class Results:
     sweeps: Mapping[str, Mapping[str, Figures]]
 
 
-def write_report(results: Results, data: str, command: str, seeds: Sequence[int], config: Config, *, folder: Path | None) -> dict[str, Any]:
+def write_report(results: Results, data: str, command: str, config: Config, *, folder: Path | None) -> dict[str, Any]:
     """Print the tables, write them with their plots, and return the summary: method -> mean test figures."""
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     shown = SHOWN[data]
     settings = list(next(iter(results.methods.values()))[0])
-    lines = [f"# Quality: {data}", "", *_origin(command, seeds)]
+    lines = [f"# Quality: {data}", "", *_origin(command)]
     for setting in [s for s in settings if s.startswith("test")] + [s for s in settings if s.startswith("valid")]:
         lines += ["", f"## {setting.capitalize()}", "", *_table(results.methods, setting, shown)]
     for name, figures in results.sweeps.items():
@@ -73,7 +73,13 @@ def write_report(results: Results, data: str, command: str, seeds: Sequence[int]
     (folder / f"{data}.md").write_text("\n".join(lines) + "\n", "utf-8")
     headline = next(s for s in settings if s.startswith("test"))
     means = {name: _mean(runs, headline) for name, runs in results.methods.items()}
-    return {"bench": "quality", "data": data, "seeds": len(seeds), "setting": headline, **_short(means, shown)}
+    return {
+        "bench": "quality",
+        "data": data,
+        "seeds": {name: len(runs) for name, runs in results.methods.items()},
+        "setting": headline,
+        **_short(means, shown),
+    }
 
 
 def sweep_plot(figures: Mapping[str, Figures], metrics: Sequence[str], label: str) -> str:
@@ -90,12 +96,12 @@ def sweep_plot(figures: Mapping[str, Figures], metrics: Sequence[str], label: st
     return sink.getvalue()
 
 
-def _origin(command: str, seeds: Sequence[int]) -> list[str]:
+def _origin(command: str) -> list[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray", "polars", "numpy"))
     return [
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; Python {platform.python_version()}, {versions};",
-        f"{_processor()}, {os.cpu_count()} cores, one thread a run. Mean ± sample deviation over seeds {', '.join(map(str, seeds))}",
-        "(semantic IDs, initial weights and the order of batches all change with the seed); every method ranks the whole catalogue.",
+        f"{_processor()}, {os.cpu_count()} cores, one thread a run. Mean ± sample deviation over the seeds (semantic IDs, first weights",
+        "and the order of batches change with the seed); every method ranks the whole catalogue for every user.",
     ]
 
 
@@ -106,11 +112,11 @@ def _processor() -> str:
 
 
 def _table(methods: Mapping[str, Sequence[Mapping[str, Figures]]], setting: str, shown: Sequence[str]) -> list[str]:
-    lines = [f"| | {' | '.join(shown)} |", "|---|" + "---|" * len(shown)]
+    lines = [f"| | seeds | {' | '.join(shown)} |", "|---|" + "---|" * (1 + len(shown))]
     for name in NAMES:
         if name in methods:
             cells = [_cell([run[setting][metric] for run in methods[name]]) for metric in shown]
-            lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+            lines.append(f"| {NAMES[name]} | {len(methods[name])} | {' | '.join(cells)} |")
     return lines
 
 
