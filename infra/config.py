@@ -115,7 +115,7 @@ class RetrieverConfig(Section):
     """The generative retriever: backbone, history representation and rank head."""
 
     backbone: str = "tiny"
-    """`tiny` (a Qwen2 built from the sizes below) or a Hugging Face name, folder or s3:// folder of a decoder."""
+    """`tiny` (a Qwen2 built from the sizes below) or the Hugging Face name, folder or s3:// folder of a Qwen2, Qwen3 or Llama."""
     hidden_size: int = Field(64, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)

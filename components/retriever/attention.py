@@ -1,4 +1,4 @@
-"""Attention of the backbone: packed rows under a mask while training, a prompt shared by all its beams while decoding.
+"""Attention of the backbone: a prompt that all its beams share, computed whole or from where it has grown.
 
 Hugging Face decoders look their attention function up by name; ours is registered as `NAME`. Without `decoding` it is
 plain scaled-dot-product attention. With it, keys and values of the prompt are kept once per user, and each beam brings
@@ -127,9 +127,7 @@ class LastPass:
     def attend(self, layer: int, query_BHNE: Tensor, key_BJNE: Tensor, value_BJNE: Tensor, scaling: float) -> Tensor:  # noqa: ARG002
         """See `Decoding`; what the position itself brings is among what is kept."""
         keys, values = self._prompt.keys[layer], self._prompt.values[layer]
-        grouped, allowed = query_BHNE.shape[1] != keys.shape[1], self._visible[:, None, None]
-        out = F.scaled_dot_product_attention(query_BHNE, keys, values, attn_mask=allowed, scale=scaling, enable_gqa=grouped)
-        return out.transpose(1, 2)
+        return masked_attention(query_BHNE, keys, values, self._visible[:, None, None], scaling).transpose(1, 2)
 
 
 class GrowingPass:
@@ -152,11 +150,7 @@ class GrowingPass:
         """See `Decoding`."""
         self.keys.append(self.merge([None if p is None else p.keys[layer] for p in self._past], key_BJNE))
         self.values.append(self.merge([None if p is None else p.values[layer] for p in self._past], value_BJNE))
-        grouped = query_BHNE.shape[1] != key_BJNE.shape[1]
-        out = F.scaled_dot_product_attention(
-            query_BHNE, self.keys[-1], self.values[-1], attn_mask=self._allowed, scale=scaling, enable_gqa=grouped
-        )
-        return out.transpose(1, 2)
+        return masked_attention(query_BHNE, self.keys[-1], self.values[-1], self._allowed, scaling).transpose(1, 2)
 
     def merge(self, old: list[Tensor | None], new_BJNE: Tensor) -> Tensor:
         """Old positions and new ones in their places, [B, J, S, E]."""
@@ -216,6 +210,14 @@ class BeamPass:
         attended = (weights[..., :s] @ self._prefix.values[layer][rows]).view_as(query_BJGWE)
         own_BJGWL = weights[..., s:].view_as(to_own_BJGWL)
         return attended + (own_BJGWL[..., None, :] @ value_BJWLE[:, :, None]).squeeze(-2)
+
+
+def masked_attention(query_BHNE: Tensor, key_BJSE: Tensor, value_BJSE: Tensor, mask_B1NS: Tensor, scaling: float) -> Tensor:
+    """Scaled-dot-product attention of few positions under a mask, [B, H, N, E]; grouped heads on any device."""
+    share = query_BHNE.shape[1] // key_BJSE.shape[1]
+    if share > 1 and query_BHNE.is_cuda:  # there, kernels that take a mask do not take fewer heads of keys
+        key_BJSE, value_BJSE, share = key_BJSE.repeat_interleave(share, 1), value_BJSE.repeat_interleave(share, 1), 1
+    return F.scaled_dot_product_attention(query_BHNE, key_BJSE, value_BJSE, attn_mask=mask_B1NS, scale=scaling, enable_gqa=share > 1)
 
 
 def _take_beams(x_BJWLE: Tensor, parent_BW: Tensor) -> Tensor:

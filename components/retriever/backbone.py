@@ -1,4 +1,4 @@
-"""The decoder under the retriever: a tiny Qwen2 from a config, or any Hugging Face decoder with codewords added."""
+"""The decoder under the retriever: a tiny Qwen2 from a config, or a Qwen2, Qwen3 or Llama from Hugging Face with codewords added."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoModel, Qwen2Config, Qwen2Model
 from components.retriever import attention
 from infra import storage
 from infra.config import RetrieverConfig
-from infra.errors import ServiceError
+from infra.errors import ConfigError, ServiceError
+
+_FAMILIES = ("qwen2", "qwen3", "llama")
 
 
 def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: str | None = None) -> tuple[nn.Module, int, str]:
@@ -22,13 +24,14 @@ def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: s
     The codewords of all levels follow one another in the vocabulary; the id before the first one is [BOS].
 
     Args:
-        config: `backbone` is `tiny`, a Hugging Face name, a folder or an s3:// folder.
+        config: `backbone` is `tiny`, the Hugging Face name, folder or s3:// folder of a Qwen2, Qwen3 or Llama.
         n_codewords: M x K.
         architecture: what an earlier call returned: the backbone is built from it, with fresh weights and without its
             folder. None loads the folder's weights.
 
     Raises:
         ServiceError: the model cannot be loaded.
+        ConfigError: it is of a family that is not supported, or attends through a sliding window.
     """
     if config.backbone == "tiny":
         model = Qwen2Model(
@@ -52,10 +55,23 @@ def build_backbone(config: RetrieverConfig, *, n_codewords: int, architecture: s
         model = AutoModel.from_config(backbone_config, attn_implementation=attention.NAME, dtype=torch.float32)
     else:
         model = _load_pretrained(config.backbone)
+        _check_family(model.config, config.backbone)
         architecture = model.config.to_json_string()
     first = 1 + int(model.get_input_embeddings().num_embeddings)
     model.resize_token_embeddings(first + n_codewords, mean_resizing=True)
     return model, first, architecture
+
+
+def _check_family(config: Any, name: str) -> None:
+    """Decoding runs the layers on its own, which holds for decoders that are built alike."""
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    if config.model_type in _FAMILIES and set(layers) == {"full_attention"} and not getattr(config, "use_sliding_window", False):
+        return
+    raise ConfigError(
+        f"a decoder of type {config.model_type} with {' and '.join(sorted(set(layers)))} is not supported",
+        where=f"retriever.backbone={name}",
+        mend=f"take one of {', '.join(_FAMILIES)} without a sliding window",
+    )
 
 
 def _load_pretrained(name: str) -> Any:

@@ -69,6 +69,9 @@ def beam_search(
         score: what beams are kept by.
         excluded_BX: see `search`.
     """
+    if not len(histories):
+        nothing = torch.zeros(0, beams[-1], device=model.sid_codes.device)
+        return Beams(nothing.long()[..., None].expand(-1, -1, model.n_levels), nothing.long(), nothing)
     prefix = prefill(model, histories, for_rank_head=score != "iap")
     return search(model, prefix, trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX, prompts=histories)
 
@@ -196,8 +199,11 @@ def _candidates(
         return _Candidates(logits_BWK.sub_(logits_BWK.logsumexp(-1, keepdim=True)), None, None)
     codes_BWC, child_BWC, valid_BWC = trie.children(level, nodes_BW)
     logits_BWC = logits_BWK.gather(-1, codes_BWC).masked_fill_(~valid_BWC, _NEVER)
+    among = logits_BWK
+    if model.config.codeword_softmax == "children":
+        all_codes_BWC, all_valid_BWC = trie.siblings(level, nodes_BW)
+        among = logits_BWK.gather(-1, all_codes_BWC).masked_fill_(~all_valid_BWC, _NEVER)
     # A dead beam has no children: the smallest number stands for the logarithm of nothing.
-    among = logits_BWC if model.config.codeword_softmax == "children" else logits_BWK
     norm_BW1 = among.logsumexp(-1, keepdim=True).clamp_min(torch.finfo(among.dtype).min)
     return _Candidates(logits_BWC.sub_(norm_BW1), codes_BWC, child_BWC)
 
@@ -232,4 +238,5 @@ def top_k(values_BY: Tensor, k: int) -> tuple[Tensor, Tensor]:
     blocks_BZb = F.pad(values_BY, (0, -n % block), value=_NEVER).view(rows, -1, block)
     _, best_Bk = blocks_BZb.amax(-1).topk(k, dim=1)
     values_Bk, place_Bk = blocks_BZb.gather(1, best_Bk[..., None].expand(-1, -1, block)).flatten(1).topk(k, dim=1)
-    return values_Bk, best_Bk.gather(1, place_Bk // block) * block + place_Bk % block
+    # Where a row runs out of finite values, padding may be taken: any place that exists will do for it.
+    return values_Bk, (best_Bk.gather(1, place_Bk // block) * block + place_Bk % block).clamp_max_(n - 1)

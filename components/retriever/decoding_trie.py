@@ -18,9 +18,10 @@ class DecodingTrie:
     Args:
         trie: of live items.
         device: where the decoder runs.
+        whole: the trie of all items that `trie` was restricted from.
     """
 
-    def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
+    def __init__(self, trie: Trie, device: torch.device | str = "cpu", *, whole: Trie | None = None) -> None:
         self.trie = trie
         self.n_leaves = trie.n_leaves
         # Padding behind the last node, so that reading on beyond a node's children stays inside the table.
@@ -30,6 +31,10 @@ class DecodingTrie:
         self._start = [torch.from_numpy(start).to(device) for start in trie.child_start]
         self._count = [start.diff() for start in self._start]
         self._offset = torch.arange(max(widest), device=device)
+        self.whole = trie if whole is None else whole
+        self._whole = None if whole is None else DecodingTrie(whole, device)
+        places = [] if whole is None else [np.searchsorted(whole.node_keys(i), trie.node_keys(i)) for i in range(trie.n_levels - 1)]
+        self._place_in_whole = [torch.from_numpy(place).to(device) for place in places]
 
     def children(self, level: int, nodes_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All continuations of some nodes.
@@ -51,3 +56,10 @@ class DecodingTrie:
         codes_NC = self._codes[level].index_select(0, child_NC.flatten())
         shape = (*nodes_BW.shape, len(offset_C))
         return codes_NC.view(shape), child_NC.view(shape), (offset_C < count_N[:, None]).view(shape)
+
+    def siblings(self, level: int, nodes_BW: Tensor) -> tuple[Tensor, Tensor]:
+        """All continuations of some nodes with which any item goes on, allowed here or not: codes_BWC and valid_BWC."""
+        if self._whole is None:
+            codes_BWC, _, valid_BWC = self.children(level, nodes_BW)
+            return codes_BWC, valid_BWC
+        return self._whole.siblings(level, self._place_in_whole[level - 1][nodes_BW] if level else nodes_BW)

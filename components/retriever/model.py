@@ -24,6 +24,7 @@ from infra.config import LossConfig, RetrieverConfig
 from infra.errors import ConfigError
 
 _MAX_LOG_ODDS = 30.0
+_MOST_CHILDREN = 1 << 29  # numbers of one byte in the largest table of children
 N_LEVELS_OF_FEEDBACK = 5  # 0 is never used; 1..4 are G1..G4
 
 
@@ -51,7 +52,7 @@ class Retriever(nn.Module):
         architecture: of the backbone, as saved with the weights (`architecture_of`); None loads a pretrained one.
 
     Raises:
-        ConfigError: `rank_heads` does not divide the backbone's width.
+        ConfigError: `rank_heads` does not divide the backbone's width; a code space too large for `codeword_softmax: children`.
         ServiceError: the backbone cannot be loaded.
     """
 
@@ -297,6 +298,12 @@ def _children(codes_NM: npt.NDArray[np.integer], n_codes: int) -> Iterator[tuple
     for level in range(codes_NM.shape[1]):
         _, nodes_N = np.unique(codes_NM[:, :level], axis=0, return_inverse=True) if level else (None, np.zeros(len(codes_NM), np.int64))
         nodes_N = nodes_N.reshape(-1)
+        if (int(nodes_N.max(initial=0)) + 1) * n_codes > _MOST_CHILDREN:
+            raise ConfigError(
+                f"retriever.codeword_softmax=children needs a table of {nodes_N.max() + 1:,} prefixes by {n_codes:,} codewords",
+                where=f"level {level + 1} of the SIDs",
+                mend="set it to level",
+            )
         children_CK = torch.zeros(int(nodes_N.max(initial=0)) + 1, n_codes, dtype=torch.bool)
         children_CK[nodes_N, codes_NM[:, level]] = True
         yield torch.as_tensor(nodes_N), children_CK

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.retriever.attention import masked_attention
 from components.retriever.packing import Batch, target_mask
 
 
@@ -40,10 +41,6 @@ class PackedPass:
             history, key_BJNE[:, :, :s], value_BJNE[:, :, :s], is_causal=True, scale=scaling, enable_gqa=grouped
         )
         if targets.shape[2]:
-            if grouped and query_BHNE.is_cuda:  # there, kernels that take a mask do not take fewer heads of keys
-                share = query_BHNE.shape[1] // key_BJNE.shape[1]
-                key_BJNE, value_BJNE, grouped = key_BJNE.repeat_interleave(share, 1), value_BJNE.repeat_interleave(share, 1), False
-            bias = self._bias_B1QN.to(query_BHNE.dtype)
-            own = F.scaled_dot_product_attention(targets, key_BJNE, value_BJNE, attn_mask=bias, scale=scaling, enable_gqa=grouped)
+            own = masked_attention(targets, key_BJNE, value_BJNE, self._bias_B1QN.to(query_BHNE.dtype), scaling)
             attended = torch.cat([attended, own], dim=2)
         return attended.transpose(1, 2)

@@ -37,10 +37,18 @@ class PrefixCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
+        self._model: Retriever | None = None
         self._kept: OrderedDict[str, _Prompted] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def of(self, model: Retriever) -> PrefixCache:
+        """The cache, emptied if another model filled it."""
+        if self._model is not model:
+            self._kept.clear()
+            self._model = model
+        return self
 
     def find(self, user: str, history: History) -> tuple[Prefix | None, int]:
         """A user's earlier prefix, and how many events of `history` it holds already."""
@@ -84,6 +92,7 @@ def prefill(
     """
     if cache is None or users is None:
         return _prefill(model, histories, whole=for_rank_head)
+    cache = cache.of(model)
     found = [cache.find(user, history) for user, history in zip(users, histories, strict=True)]
     if any(past is not None for past, _ in found):
         prefix = _grow(model, histories, [past for past, _ in found], [1 + model.width * events if past else 0 for past, events in found])

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# How much is held at once: what fits a core's cache, or what keeps a GPU busy.
+# Numbers that are held at once: few enough for a core's cache and a laptop's memory, enough to keep a GPU busy.
 _SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
-_PAIRS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 21}
+_HIDDEN_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 29}
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class RankHead(nn.Module):
             query_BGQCE = self._heads(F.embedding(codes_BQC, query_KGE.flatten(1))).movedim(-2, 1)
             score_BGQCS = (query_BGQCE.flatten(2, 3) @ key_BGES).view(b, self.heads, q, -1, s)
             hidden_BQCX = F.embedding(codes_BQC, codeword_KX)
-        score_BGQCS = torch.where(visible_BQS[:, None, :, None], score_BGQCS, float("-inf"))
+        score_BGQCS = torch.where(visible_BQS[:, None, :, None], score_BGQCS.float(), float("-inf"))
         mass_BGQC = score_BGQCS.logsumexp(-1)
         if own_BQLD.shape[2]:
-            score_BGQCL = query_BGQCE @ self._heads(self.key(own_BQLD)).permute(0, 3, 1, 4, 2)
+            score_BGQCL = (query_BGQCE @ self._heads(self.key(own_BQLD)).permute(0, 3, 1, 4, 2)).float()
             mass_BGQC = torch.logaddexp(mass_BGQC, score_BGQCL.logsumexp(-1))
             value_BGQLX = torch.einsum("bqlge,xge->bgqlx", self._heads(self.value(own_BQLD)), to_attended_XGE)
-            hidden_BQCX = hidden_BQCX + ((score_BGQCL - mass_BGQC[..., None]).exp() @ value_BGQLX).sum(1)
-        weight_BGXS = (score_BGQCS - mass_BGQC[..., None]).exp().flatten(2, 3)
+            hidden_BQCX = hidden_BQCX + ((score_BGQCL - mass_BGQC[..., None]).exp().to(value_BGQLX.dtype) @ value_BGQLX).sum(1)
+        weight_BGXS = (score_BGQCS - mass_BGQC[..., None]).exp().flatten(2, 3).to(value_BGSX.dtype)
         match_BQCG = mass_BGQC.movedim(1, -1) - (visible_BQS.sum(-1) + own_BQLD.shape[2]).log()[:, :, None, None]
         attended_BQCX = (weight_BGXS @ value_BGSX).sum(1).view(b, q, -1, value_BGSX.shape[-1])
         return torch.as_tensor(self.mlp[1:](hidden_BQCX + attended_BQCX + match_BQCG @ to_match_XG.T).squeeze(-1))
@@ -151,7 +151,8 @@ class RankHead(nn.Module):
         row_N = torch.arange(b, device=codes_BWC.device).repeat_interleave(w)
         codes_NC, own_NLD = codes_BWC.flatten(0, 1), own_BWLD.flatten(0, 1)
         logits_NC = shared.table_RX.new_empty(b * w, c)
-        step = max(_at_once(_PAIRS_AT_ONCE, codes_BWC.device) // max(c, 1), 1)
+        of_a_beam = c * shared.table_RX.shape[1] + own_BWLD.shape[2] * shared.query_KGE[..., 0].numel()
+        step = max(_at_once(_HIDDEN_AT_ONCE, codes_BWC.device) // max(of_a_beam, 1), 1)
         for start in range(0, b * w, step):
             part = slice(start, start + step)
             logits_NC[part] = self._score_beams(shared, row_N[part], codes_NC[part], own_NLD[part])
@@ -165,9 +166,7 @@ class RankHead(nn.Module):
         total_NCG = mass_NCG
         if n_own:
             key_NLGE, value_NLGE = (self._heads(layer(own_NLD)) for layer in (self.key, self.value))
-            # All codewords against each hidden state is one matrix product, cheaper than gathering a query per candidate.
-            score_NLGK = torch.einsum("nlge,kge->nlgk", key_NLGE, shared.query_KGE).float()
-            score_NLGC = score_NLGK.gather(-1, codes_NC[:, None, None].expand(-1, n_own, self.heads, -1))
+            score_NLGC = _own_scores(shared.query_KGE, key_NLGE, codes_NC).float()
             own_NGC = score_NLGC[:, 0] if n_own == 1 else score_NLGC.logsumexp(1)
             total_NCG = torch.logaddexp(mass_NCG, own_NGC.transpose(1, 2))
         match_NCG = total_NCG - (shared.count_B[row_N] + n_own).log()[:, None, None]
@@ -201,6 +200,17 @@ class RankHead(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """[..., D] to [..., G, E]."""
         return x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+
+
+def _own_scores(query_KGE: Tensor, key_NLGE: Tensor, codes_NC: Tensor) -> Tensor:
+    """Scores_NLGC of candidates against a beam's own hidden states."""
+    if 4 * codes_NC.shape[1] < len(query_KGE):
+        return torch.einsum(
+            "nlge,ncge->nlgc", key_NLGE, F.embedding(codes_NC, query_KGE.flatten(1)).view(*codes_NC.shape, *query_KGE.shape[1:])
+        )
+    # For many candidates, all codewords in one matrix product are cheaper than a query gathered for each.
+    score_NLGK = torch.einsum("nlge,kge->nlgk", key_NLGE, query_KGE)
+    return score_NLGK.gather(-1, codes_NC[:, None, None].expand(-1, *key_NLGE.shape[1:3], -1))
 
 
 def _at_once(limits: dict[str, int], device: torch.device) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +19,7 @@ from components.retriever.model import Retriever
 from components.retriever.prefix import PrefixCache, prefill
 from components.semantic_ids.trie import Trie
 from infra.config import DecodingConfig, RetrieverConfig
-from infra.errors import IntegrityError
+from infra.errors import ConfigError, IntegrityError
 
 
 class RetrieverRecommender:
@@ -29,26 +31,41 @@ class RetrieverRecommender:
         decoding: beams, lambdas and score.
         cache: of prompts, by the `users` that `recommend` is given.
 
-    Attributes:
-        unknown_events: how many history events were left out because their item is not in the model's SID table.
-
     Raises:
         IntegrityError: the trie's SIDs are not those that the model was trained with.
+        ConfigError: not as many beams and lambdas as the SIDs have levels.
     """
 
     name = "retriever"
 
     def __init__(self, model: Retriever, trie: Trie, decoding: DecodingConfig, *, cache: PrefixCache | None = None) -> None:
         _check_same_sids(model, trie)
-        self.model, self.trie, self.decoding, self.cache = model.eval(), trie, decoding, cache
-        self.unknown_events = 0
-        self._trie = DecodingTrie(trie, model.sid_codes.device)
+        if not len(decoding.beams) == len(decoding.lambdas) == model.n_levels:
+            raise ConfigError(
+                f"{len(decoding.beams)} beams and {len(decoding.lambdas)} lambdas for SIDs of {model.n_levels} levels",
+                where="decoding",
+                mend="give one of each per level",
+            )
+        self.model, self.decoding, self.cache = model.eval(), decoding, cache
+        self._counts: Counter[str] = Counter()
+        self._use(trie, whole=None)
+
+    def _use(self, trie: Trie, *, whole: Trie | None) -> None:
+        model = self.model
+        self.trie, self._trie = trie, DecodingTrie(trie, model.sid_codes.device, whole=whole)
         self._leaf_of = np.full(len(model.sid_codes), -1, dtype=np.int64)
         self._leaf_of[trie.leaf_items] = np.repeat(np.arange(trie.n_leaves), np.diff(trie.leaf_start))
 
     def restricted(self, allowed_N: npt.NDArray[np.bool_]) -> RetrieverRecommender:
         """The same recommender over some of the items only (`ItemFilter.mask`): beams are spent on nothing else."""
-        return RetrieverRecommender(self.model, self.trie.restrict(allowed_N), self.decoding, cache=self.cache)
+        part = copy.copy(self)  # of checked SIDs, and counting where this one counts
+        part._use(self.trie.restrict(allowed_N), whole=self._trie.whole)
+        return part
+
+    @property
+    def unknown_events(self) -> int:
+        """How many history events were left out because their item is not in the model's SID table."""
+        return self._counts["unknown_events"]
 
     def recommend(self, histories: Sequence[History], k: int, *, exclude_seen: bool, users: Sequence[str] | None = None) -> list[Ranked]:
         """The best k items of each history; an empty history is decoded from [BOS] alone (cold start).
@@ -62,6 +79,8 @@ class RetrieverRecommender:
             exclude_seen: leave out items that occur in the history.
             users: keys of the histories in the cache.
         """
+        if k < 1:
+            raise ConfigError(f"{k} items are asked for", where="k", mend="ask for at least one")
         results: list[Ranked] = []
         step = self.decoding.users_per_batch
         for start in range(0, len(histories), step):
@@ -75,6 +94,7 @@ class RetrieverRecommender:
     def generate(self, histories: Sequence[History]) -> Ints:
         """codes_RM of every SID that the beams of some histories end in."""
         found = [np.zeros((0, self.model.n_levels), dtype=np.int64)]
+        histories = histories if self.trie.n_leaves else []
         for start in range(0, len(histories), self.decoding.users_per_batch):
             chunk = [self._known(history) for history in histories[start : start + self.decoding.users_per_batch]]
             prompts = [prompt(h, self.model.config) for h in chunk]
@@ -84,11 +104,9 @@ class RetrieverRecommender:
         return np.concatenate(found)
 
     def _known(self, history: History) -> History:
-        known = (history.items >= 0) & (history.items < len(self.model.sid_codes))
-        if known.all():
-            return history
-        self.unknown_events += int((~known).sum())
-        return History(history.items[known], history.levels[known])
+        known = known_part(history, len(self.model.sid_codes))
+        self._counts["unknown_events"] += len(history.items) - len(known.items)
+        return known
 
     def _slates(self, prefix: Prefix, prompts: list[History], seen: list[Ints], k: int) -> list[Ranked]:
         if not self.trie.n_leaves:
@@ -101,10 +119,6 @@ class RetrieverRecommender:
             part = prefix if len(pending) == len(seen) else prefix.rows(torch.tensor(pending, device=prefix.length_B.device))
             found = self._search(part, [prompts[i] for i in pending], beams, lambdas, self._exhausted_leaves([seen[i] for i in pending]))
             leaves, scores = found.leaves_BW.cpu().numpy(), found.scores_BW.cpu().numpy()
-            if np.isnan(scores).any():
-                raise IntegrityError(
-                    "the model's scores are not numbers", where="retriever", mend="release a model whose weights are finite"
-                )
             for index, leaf, score in zip(pending, leaves, scores, strict=True):
                 ranked = self._items(leaf[leaf >= 0], score[leaf >= 0], seen[index], k)
                 if len(ranked.items) == k or whole_trie:
@@ -116,7 +130,10 @@ class RetrieverRecommender:
 
     def _search(self, prefix: Prefix, prompts: list[History], beams: list[int], lambdas: list[int], excluded_BX: Tensor | None) -> Beams:
         score = self.decoding.score
-        return search(self.model, prefix, self._trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX, prompts=prompts)
+        found = search(self.model, prefix, self._trie, beams=beams, lambdas=lambdas, score=score, excluded_BX=excluded_BX, prompts=prompts)
+        if bool(found.scores_BW.isnan().any()):
+            raise IntegrityError("the model's scores are not numbers", where="retriever", mend="release a model whose weights are finite")
+        return found
 
     def _exhausted_leaves(self, seen: list[Ints]) -> Tensor | None:
         """Leaves all of whose items a user has seen, in rising order, padded with the number of leaves."""
@@ -143,6 +160,12 @@ class RetrieverRecommender:
         return Ranked(items[kept][:k].astype(np.int32), np.repeat(scores, count)[kept][:k].astype(np.float32))
 
 
+def known_part(history: History, n_items: int) -> History:
+    """The events of a history whose items are among the first `n_items`."""
+    known = (history.items >= 0) & (history.items < n_items)
+    return history if known.all() else History(history.items[known], history.levels[known])
+
+
 def prompt(history: History, config: RetrieverConfig) -> History:
     """The part of a history that the model reads: its latest `max_history` events from `history_min_level` on."""
     keep = np.flatnonzero(history.levels >= config.history_min_level)[-config.max_history :]
@@ -155,7 +178,8 @@ def unconstrained_invalid_rate(model: Retriever, histories: Sequence[History], *
     ones = [1] * model.n_levels
     misses = 0
     for start in range(0, len(histories), users_per_batch):
-        prompts = [prompt(h, model.config) for h in histories[start : start + users_per_batch]]
+        chunk = [known_part(h, len(model.sid_codes)) for h in histories[start : start + users_per_batch]]
+        prompts = [prompt(h, model.config) for h in chunk]
         found = beam_search(model.eval(), prompts, None, beams=ones, lambdas=ones, score="iap")
         misses += sum(tuple(codes) not in known for codes in found.codes_BWM[:, 0].cpu().tolist())
     return misses / max(len(histories), 1)

@@ -47,6 +47,13 @@ class Trie:
                 node = np.searchsorted(self.child_start[level - 1], node, side="right") - 1
         return np.stack(columns[::-1], axis=1)
 
+    def node_keys(self, level: int) -> Ints:
+        """A number for each node of a level that tells its prefix and rises from node to node."""
+        keys = self.codes[0]
+        for codes, start in zip(self.codes[1 : level + 1], self.child_start, strict=False):
+            keys = np.repeat(keys, np.diff(start)) * self.n_codes + codes
+        return keys
+
     def restrict(self, allowed_N: npt.NDArray[np.bool_]) -> Trie:
         """The trie of those items only that are allowed; paths that lead to none of them are gone."""
         kept = allowed_N[self.leaf_items]

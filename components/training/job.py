@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What brings torch is imported where it is used: a finished step is skipped without it.
 STEP = "training"
-CODE = ("components/training", "components/retriever", "infra/records.py")
+CODE = ("components/training", "components/retriever", "components/semantic_ids/trie.py", "infra/records.py")
 WEIGHTS, CURVE = "model.safetensors", "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5

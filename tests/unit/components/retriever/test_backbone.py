@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
-from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
+from transformers import AutoModel, GPT2Config, LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from components.retriever.bundle import restore_model
 from components.retriever.model import Retriever
@@ -189,3 +189,21 @@ def test_every_family_trains_through_activations_computed_again(family):
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "unsupported",
+    [
+        GPT2Config(vocab_size=50, n_embd=24, n_layer=1, n_head=2),
+        Qwen2Config(
+            vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=16,
+            use_sliding_window=True, sliding_window=4, max_window_layers=1, bos_token_id=None, eos_token_id=None,
+        ),
+    ],
+    ids=["another family", "a sliding window"],
+)  # fmt: skip
+def test_a_decoder_that_would_be_decoded_wrongly_is_refused(tmp_path, unsupported):
+    AutoModel.from_config(unsupported).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(ConfigError, match="not supported") as caught:
+        retriever(tmp_path / "decoder")
+    assert "qwen2, qwen3, llama" in str(caught.value)

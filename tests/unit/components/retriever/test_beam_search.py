@@ -178,13 +178,36 @@ def test_in_half_precision_the_scores_are_the_same_to_its_rounding():
     torch.testing.assert_close(rounded.scores_BW.gather(1, rounded.leaves_BW.argsort(1)), by_leaf, rtol=0.05, atol=0.1)
 
 
-@given(st.integers(1, 3), st.integers(1, 400), st.integers(1, 5), st.integers(0, 99), st.sampled_from([1.0, 0.0]))
-@settings(max_examples=100, deadline=None)
-def test_the_best_values_are_found_by_way_of_the_best_blocks(rows, n, k, seed, spread):
+@given(
+    st.integers(1, 3),
+    st.integers(1, 400),
+    st.integers(1, 12),
+    st.integers(0, 99),
+    st.sampled_from([1.0, 0.0]),
+    st.sampled_from([0.3, 0.99]),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_best_values_are_found_by_way_of_the_best_blocks(rows, n, k, seed, spread, missing):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(rows, n, generator=generator) * spread  # without spread all are equal
-    values[torch.rand(rows, n, generator=generator) < 0.3] = float("-inf")
+    values[torch.rand(rows, n, generator=generator) < missing] = float("-inf")
     found, places = top_k(values, k)
     assert torch.equal(found, values.topk(min(k, n), dim=1).values)
     assert torch.equal(values.gather(1, places), found)
-    assert all(len(set(row)) == len(row) for row in places.tolist())
+    for row, kept in zip(places, found > float("-inf"), strict=True):
+        assert len(set(row[kept].tolist())) == int(kept.sum())
+
+
+def test_beams_wider_than_a_large_trie_return_all_of_it():
+    sids = [[0, c] for c in range(101)] + [[a, 0] for a in range(1, 101)]
+    model = tiny_model(sids, n_codes=101)
+    trie = build_trie(np.array(sids), np.zeros(len(sids)), n_codes=101)
+    found = search(model, [history((i, 3)) for i in range(8)], trie, "iap", beams=[101, 235], lambdas=101)
+    for leaves in found.leaves_BW:
+        assert sorted(leaves[leaves >= 0].tolist()) == list(range(201))
+
+
+def test_no_histories_have_no_beams():
+    model, trie = greedy_world()
+    found = search(model, [], trie, "iap", beams=[2, 3], lambdas=4)
+    assert (found.codes_BWM.shape, found.leaves_BW.shape, found.scores_BW.shape) == ((0, 3, 2), (0, 3), (0, 3))

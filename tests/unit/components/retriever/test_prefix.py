@@ -107,6 +107,12 @@ def test_users_do_not_share_prompts(model, computed):
     assert computed == [3, 3]
 
 
+def test_another_model_does_not_read_what_the_first_one_computed():
+    cache, other = PrefixCache(capacity=4), tiny_model(SIDS, n_codes=4, seed=1)
+    prefill(tiny_model(SIDS, n_codes=4), [history(1, 2)], cache, ["u"])
+    assert_same(prefill(other, [history(1, 2)], cache, ["u"]), prefill(other, [history(1, 2)]))
+
+
 def test_the_user_asked_for_longest_ago_is_forgotten(model, computed):
     cache = PrefixCache(capacity=2)
     for user in ("a", "b", "a", "c"):

@@ -63,7 +63,7 @@ def test_the_number_of_beams_and_users_handled_at_once_does_not_matter(inputs, m
     codebook, codes, history, visible = inputs
     head, own = head_of(2), torch.randn(B, Q, 1, D)
     at_once = head.score(head.prepare(codebook, history, visible[:, 2]), codes, own)
-    monkeypatch.setattr(rank_head, "_PAIRS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(rank_head, "_HIDDEN_AT_ONCE", {"cpu": 1})
     monkeypatch.setattr(rank_head, "_SCORES_AT_ONCE", {"cpu": 1})
     one_by_one = head.score(head.prepare(codebook, history, visible[:, 2]), codes, own)
     torch.testing.assert_close(one_by_one, at_once, rtol=1e-6, atol=1e-6)

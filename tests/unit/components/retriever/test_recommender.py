@@ -11,7 +11,7 @@ from components.retriever.prefix import PrefixCache
 from components.retriever.recommender import RetrieverRecommender, prompt, unconstrained_invalid_rate
 from components.semantic_ids.trie import build_trie
 from infra.config import DecodingConfig
-from infra.errors import IntegrityError
+from infra.errors import ConfigError, IntegrityError
 from tests.unit.components.retriever import slow
 from tests.unit.components.retriever.slow import tiny_model
 
@@ -115,8 +115,9 @@ def test_everything_seen_leaves_nothing():
     assert len(ranked.items) == len(ranked.scores) == 0
 
 
-def test_filtered_items_do_not_take_the_place_of_allowed_ones():
-    model = tiny_model(GRID, n_codes=K)
+@pytest.mark.parametrize("softmax", ["level", "children"])
+def test_filtered_items_do_not_take_the_place_of_allowed_ones(softmax):
+    model = tiny_model(GRID, n_codes=K, codeword_softmax=softmax)
     allowed = ItemFilter(deny=np.arange(0, 16, 2)).mask(16)
     engine = recommender(GRID, model=model, beams=[4, 4]).restricted(allowed)
     (ranked,) = engine.recommend([history(5)], 4, exclude_seen=False)
@@ -125,9 +126,23 @@ def test_filtered_items_do_not_take_the_place_of_allowed_ones():
     assert everything.items.tolist() == [item for item in best_first(model, GRID, history(5)) if item % 2]
 
 
+@pytest.mark.parametrize("score", ["iap", "rsp", "sum"])
+def test_a_filter_of_a_filter_changes_no_score_of_what_is_left(score):
+    sids = [[i, j] for i in range(4) for j in range(4) if (i + j) % 3]
+    model = tiny_model(sids, n_codes=K, codeword_softmax="children")
+    engine = recommender(sids, model=model, score=score)
+    (free,) = engine.recommend([history(1, 3)], len(sids), exclude_seen=False)
+    some = engine.restricted(np.arange(len(sids)) % 4 > 0).restricted(np.arange(len(sids)) % 5 > 0)
+    (left,) = some.recommend([history(1, 3)], len(sids), exclude_seen=False)
+    expected = [(item, value) for item, value in zip(free.items.tolist(), free.scores.tolist(), strict=True) if item % 4 and item % 5]
+    assert left.items.tolist() == [item for item, _ in expected]
+    np.testing.assert_allclose(left.scores, [value for _, value in expected], rtol=1e-4)
+
+
 def test_a_filter_that_allows_nothing_gives_empty_slates():
-    slates = recommender(GRID).restricted(np.zeros(16, dtype=bool)).recommend([history(5), history()], 4, exclude_seen=True)
-    assert [len(slate.items) for slate in slates] == [0, 0]
+    engine = recommender(GRID).restricted(np.zeros(16, dtype=bool))
+    assert [len(slate.items) for slate in engine.recommend([history(5), history()], 4, exclude_seen=True)] == [0, 0]
+    assert engine.generate([history(5)]).shape == (0, 2)
 
 
 def test_items_that_the_sid_table_does_not_know_are_left_out_of_the_history_and_counted():
@@ -136,6 +151,8 @@ def test_items_that_the_sid_table_does_not_know_are_left_out_of_the_history_and_
     (known,) = recommender(GRID).recommend([history(3, 5)], 16, exclude_seen=True)
     assert mixed.items.tolist() == known.items.tolist()
     assert engine.unknown_events == 2
+    engine.restricted(np.ones(16, dtype=bool)).recommend([history(99)], 1, exclude_seen=False)
+    assert engine.unknown_events == 3
 
 
 def test_a_trie_with_other_sids_than_the_model_was_trained_with_is_refused():
@@ -150,6 +167,19 @@ def test_a_model_whose_weights_are_not_numbers_is_refused():
         model.embedding.weight.fill_(float("nan"))
     with pytest.raises(IntegrityError, match="not numbers"):
         recommender(GRID, model=model).recommend([history(1)], 4, exclude_seen=False)
+    with pytest.raises(IntegrityError, match="not numbers"):
+        recommender(GRID, model=model).generate([history(1)])
+
+
+def test_beams_of_another_number_of_levels_are_refused():
+    with pytest.raises(ConfigError, match="1 beams and 2 lambdas for SIDs of 2 levels"):
+        recommender(GRID, beams=[4])
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_fewer_than_one_item_cannot_be_asked_for(k):
+    with pytest.raises(ConfigError, match="at least one"):
+        recommender(GRID).recommend([history(1)], k, exclude_seen=False)
 
 
 def test_a_history_that_only_grew_gives_the_slate_of_the_whole_history():
@@ -192,6 +222,11 @@ def test_unconstrained_rate_counts_the_share_of_histories():
     misses = sum(codes not in GRID[:8] for codes in greedy)
     assert 0 < misses < 8
     assert unconstrained_invalid_rate(model, pasts, users_per_batch=3) == misses / 8
+
+
+def test_unknown_items_of_a_history_do_not_disturb_the_unconstrained_rate():
+    model = tiny_model(GRID, n_codes=K)
+    assert unconstrained_invalid_rate(model, [history(10**6, -1, 3)]) == 0
 
 
 def test_no_histories_have_no_invalid_codes():
