@@ -57,9 +57,9 @@ def write_report(results: Results, data: str, command: str, config: Config, *, f
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     shown = SHOWN[data]
-    settings = list(next(iter(results.methods.values()))[0])
+    settings = sorted(next(iter(results.methods.values()))[0], key=lambda s: (not s.startswith("test"), "excluded" in s))
     lines = [f"# Quality: {data}", "", *_origin(command)]
-    for setting in [s for s in settings if s.startswith("test")] + [s for s in settings if s.startswith("valid")]:
+    for setting in settings:
         lines += ["", f"## {setting.capitalize()}", "", *_table(results.methods, setting, shown)]
     for name, figures in results.sweeps.items():
         plot = f"{data}_{name}.svg"
@@ -71,7 +71,7 @@ def write_report(results: Results, data: str, command: str, config: Config, *, f
     lines += ["", "## Settings", "", "```json", _settings(config), "```"]
     sys.stdout.write("\n".join(lines) + "\n")
     (folder / f"{data}.md").write_text("\n".join(lines) + "\n", "utf-8")
-    headline = next(s for s in settings if s.startswith("test"))
+    headline = settings[0]
     means = {name: _mean(runs, headline) for name, runs in results.methods.items()}
     return {
         "bench": "quality",
