@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import polars as pl
 
+from tests.benchmarks.data import data_folder
+
 _MS_PER_S = 1000
-
-
-def data_folder(name: str) -> Path:
-    """Where a data set lies: below RANKGR_DATA, by default `../shared/data` beside the checkout.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    root = Path(os.environ.get("RANKGR_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
-    if not (root / name).is_dir():
-        raise FileNotFoundError(f"{root / name} does not exist: set RANKGR_DATA to the folder that holds {name}")
-    return root / name
 
 
 def write_beauty(folder: Path) -> tuple[Path, Path]:

@@ -13,7 +13,6 @@ Shapes: B rows, P targets, M levels, K codewords, N positions, D hidden width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from components.sessions.timelines import build_timelines, temporal_cuts
 from components.training.data import epoch_batches, plan_batches
 from infra import records as r
 from infra.config import Config, RetrieverConfig, load_config
+from tests.benchmarks.data import data_folder
 from tests.benchmarks.timing import Side, announce, clock_for, console, finish, interleave, milliseconds, parse, table, times
 
 TOLERANCE = 1e-4
@@ -114,9 +114,9 @@ def requests_of(row: Row) -> list[Row]:
     return rows
 
 
-def kuairand_config(data: Path) -> Config:
+def kuairand_config(folder: Path) -> Config:
     """The preset `kuairand`, batches by tokens."""
-    logs, items = (str(data / _KUAIRAND / name) for name in ("interactions.parquet", "items.parquet"))
+    logs, items = (str(folder / name) for name in ("interactions.parquet", "items.parquet"))
     return load_config(
         preset="kuairand",
         overrides=[f"data.logs={logs}", f"data.items={items}", f"training.tokens_per_batch={_USER_TOKENS}", "retriever.dropout=0.0"],
@@ -162,9 +162,9 @@ def user_rows(config: Config, timelines: pa.Table, earlier: dict[str, list[int]]
     return rows
 
 
-def earlier_positives(data: Path, number: dict[str, int]) -> dict[str, list[int]]:
+def earlier_positives(folder: Path, number: dict[str, int]) -> dict[str, list[int]]:
     """What each user liked before the log begins, in the order of time, as far as it is in the catalogue."""
-    frame = pl.read_parquet(data / _KUAIRAND / "prior_positive_histories.parquet", columns=["user_id", "watch_seq"])
+    frame = pl.read_parquet(folder / "prior_positive_histories.parquet", columns=["user_id", "watch_seq"])
     pairs = zip(frame["user_id"].to_list(), frame["watch_seq"].to_list(), strict=True)
     return {str(user): [number[str(item)] for item in items if str(item) in number] for user, items in pairs}
 
@@ -177,13 +177,6 @@ def batches_of(rows: Sequence[Row], config: Config) -> list[Batch]:
 def positions(rows: Sequence[Row]) -> int:
     """Positions with two levels and merged histories, without padding."""
     return sum(1 + len(row.items) + len(row.target_items) for row in rows)
-
-
-def data_folder() -> Path | None:
-    """Where the data sets are, or None."""
-    default = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("RANKGR_DATA", default))
-    return folder if (folder / _KUAIRAND).is_dir() else None
 
 
 def _targets_behind_one_history(rounds: int) -> dict[str, float]:
@@ -204,15 +197,15 @@ def _targets_behind_one_history(rounds: int) -> dict[str, float]:
     return {**ratios, "difference": worst}
 
 
-def _users(data: Path, users: int, rounds: int) -> dict[str, float]:
-    config = kuairand_config(data)
+def _users(folder: Path, users: int, rounds: int) -> dict[str, float]:
+    config = kuairand_config(folder)
     timelines, number = kuairand_timelines(config)
     sample = timelines.take(np.sort(np.random.default_rng(0).choice(len(timelines), min(users, len(timelines)), replace=False)))
     torch.manual_seed(0)
     codes = np.random.default_rng(0).integers(0, config.semantic_ids.codes, (len(number), 2))
     model = Retriever(config.retriever, codes, n_codes=config.semantic_ids.codes)
     found, shown, worst = {}, [], 0.0
-    for name, earlier in (("with earlier positives", earlier_positives(data, number)), ("the log alone", {})):
+    for name, earlier in (("with earlier positives", earlier_positives(folder, number)), ("the log alone", {})):
         whole = user_rows(config, sample, earlier)
         single = [request for row in whole for request in requests_of(row)]
         sides = {}
@@ -242,11 +235,12 @@ def main() -> None:
     announce()
     result = _targets_behind_one_history(rounds=5 if arguments.quick else 15)
     worst = result.pop("difference")
-    data = data_folder()
-    if data is None:
-        console.print("KuaiRand is not there (RANKGR_DATA): no figure for whole-user rows")
+    try:
+        folder = data_folder(_KUAIRAND)
+    except FileNotFoundError as error:
+        console.print(f"no figure for whole-user rows: {error}")
     else:
-        users = _users(data, users=500 if arguments.quick else 4000, rounds=3 if arguments.quick else 5)
+        users = _users(folder, users=500 if arguments.quick else 4000, rounds=3 if arguments.quick else 5)
         worst = max(worst, users.pop("difference"))
         result |= users
     console.print(f"largest relative difference of gradients: {worst:.1e}", highlight=False)

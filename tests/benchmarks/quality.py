@@ -41,7 +41,8 @@ from infra.config import Config, load_config
 from infra.errors import ConfigError
 from infra.logs import configure_logs
 from infra.steps import Run, content_of, run_step
-from tests.benchmarks.amazon import data_folder, write_beauty
+from tests.benchmarks.amazon import write_beauty
+from tests.benchmarks.data import data_folder
 from tests.benchmarks.quality_report import Results, write_report
 from tests.benchmarks.sasrec import SASRecSettings, fit_sasrec
 
@@ -272,6 +273,15 @@ def _log_of(name: str, workspace: Path) -> tuple[Path, Path]:
     return folder / "interactions.parquet", folder / "items.parquet"
 
 
+def _told(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the workspace, which is nobody else's."""
+    kept = list(arguments)
+    if "--workspace" in kept:
+        at = kept.index("--workspace")
+        kept[at : at + 2] = []
+    return [text for text in kept if not text.startswith("--workspace=")]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__.partition("\n")[0])
@@ -293,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stack.enter_context(ray_session(load_config(preset=task.name).cluster))
         bench = Bench(task, workspace, quick=options.quick)
         results = measure_all(bench, variants, seeds, sweeps=not options.no_sweeps)
-    command = " ".join(["python -m tests.benchmarks.quality", *(arguments or sys.argv[1:])])
+    command = " ".join(["python -m tests.benchmarks.quality", *_told(arguments or sys.argv[1:])])
     config = bench.config((), seed=seeds[0])
     summary = write_report(results, task.name, command, config, folder=workspace if options.quick else None)
     sys.stdout.write(json.dumps(summary) + "\n")

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from infra.config import Config
+from tests.benchmarks.timing import processor
 
 Figures = Mapping[str, float]
 RESULTS: Final = Path(__file__).parent / "results"
@@ -100,15 +101,9 @@ def _origin(command: str) -> list[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray", "polars", "numpy"))
     return [
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; Python {platform.python_version()}, {versions};",
-        f"{_processor()}, {os.cpu_count()} cores, one thread a run. Mean ± sample deviation over the seeds (semantic IDs, first weights",
+        f"{processor()}, {os.cpu_count()} cores, one thread a run. Mean ± sample deviation over the seeds (semantic IDs, first weights",
         "and the order of batches change with the seed); every method ranks the whole catalogue for every user.",
     ]
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
-    return names[0].partition(": ")[2] if names else platform.processor() or platform.machine()
 
 
 def _table(methods: Mapping[str, Sequence[Mapping[str, Figures]]], setting: str, shown: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ def environment(device: str = "cpu") -> str:
     busy = f"{os.getloadavg()[0]:.1f} busy" if hasattr(os, "getloadavg") else "unknown load"
     line = (
         f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, {packages}, "
-        f"{_processor()}, {os.cpu_count()} cores ({busy}), {torch.get_num_threads()} thread(s)"
+        f"{processor()}, {os.cpu_count()} cores ({busy}), {torch.get_num_threads()} thread(s)"
     )
     if device.startswith("cuda"):
         return f"{line}, {torch.cuda.get_device_name()}, wall time"
@@ -95,7 +95,8 @@ def announce(device: str = "cpu") -> None:
     console.print(environment(device), highlight=False, soft_wrap=True)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.benchmarks.amazon import beauty_events, beauty_items, data_folder
+from tests.benchmarks.amazon import beauty_events, beauty_items
+from tests.benchmarks.data import data_folder
 
 DAY = 86_400
 

@@ -85,11 +85,11 @@ def test_timelines_of_kuairand_are_read_in_one_process(tmp_path):
     pl.DataFrame(log | {name: [0, 0, 0] for name in others}).write_parquet(folder / "interactions.parquet")
     pl.DataFrame({"item_id": [20, 30]}).write_parquet(folder / "items.parquet")
     pl.DataFrame({"user_id": [7], "watch_seq": [[20, 99, 30]]}).write_parquet(folder / "prior_positive_histories.parquet")
-    table, number = packing.kuairand_timelines(packing.kuairand_config(tmp_path))
+    table, number = packing.kuairand_timelines(packing.kuairand_config(folder))
     (line,) = table.to_pylist()
     assert number == {"20": 0, "30": 1}
     assert (line["items"], line["levels"], line["requests"], line["phases"]) == ([1, 0, 1], [3, 2, 2], [0, 0, 1], [0, 0, 2])
-    assert packing.earlier_positives(tmp_path, number) == {"7": [0, 1]}
+    assert packing.earlier_positives(folder, number) == {"7": [0, 1]}
 
 
 def test_the_trainers_model_has_the_logits_of_packed_rows(model):
