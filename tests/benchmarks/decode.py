@@ -31,7 +31,7 @@ HEADLINE = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a task: the model, the prompt in positions ([BOS] and one an item), two levels of codewords, the catalogue."""
+    """Sizes: the model, the prompt in positions ([BOS] and one an item), two levels of codewords, the catalogue, the rank head."""
 
     hidden: int
     layers: int
@@ -41,11 +41,13 @@ class Shape:
     positions: int
     codes: int
     items: int
+    rank_heads: int
+    rank_mlp: int
 
 
-ANCHOR = Shape(128, 4, 4, 2, 512, positions=512, codes=4096, items=100_000)
-QUICKSTART = Shape(64, 2, 2, 2, 256, positions=51, codes=256, items=1_682)
-QWEN_05B = Shape(896, 24, 14, 2, 4864, positions=2000, codes=8192, items=1_000_000)
+ANCHOR = Shape(128, 4, 4, 2, 512, positions=512, codes=4096, items=100_000, rank_heads=4, rank_mlp=128)
+QUICKSTART = Shape(64, 2, 2, 2, 256, positions=51, codes=256, items=1_682, rank_heads=2, rank_mlp=64)
+QWEN_05B = Shape(896, 24, 14, 2, 4864, positions=2000, codes=8192, items=1_000_000, rank_heads=8, rank_mlp=896)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def build_task(shape: Shape, *, users: int, device: str = "cpu", dtype: torch.dt
         ff_size=shape.ff,
         dropout=0.0,
         max_history=max(shape.positions - 1, 1),
-        rank_heads=shape.heads,
+        rank_heads=shape.rank_heads,
+        rank_mlp=shape.rank_mlp,
     )
     torch.manual_seed(0)
     model = Retriever(config, sids, n_codes=shape.codes)

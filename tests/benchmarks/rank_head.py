@@ -1,6 +1,6 @@
 """The rank head over many beams against attention for each (beam, codeword).
 
-    python -m tests.benchmarks.rank_head [--quick]
+    python -m tests.benchmarks.rank_head [--quick] [--device cpu|cuda]
 
 100 beams behind one history of 512 positions, 256 candidate codewords each out of 1,024, width 128. Both sides score
 all candidates with the same weights. The peer projects codewords and history once, and then attends from every (beam,
@@ -35,7 +35,9 @@ class Work:
     own_WLD: Tensor
 
 
-def build_work(*, beams: int = 100, codes: int = 256, codebook: int = 1024, positions: int = 512, width: int = 128, heads: int = 2) -> Work:
+def build_work(
+    *, beams: int = 100, codes: int = 256, codebook: int = 1024, positions: int = 512, width: int = 128, heads: int = 2, device: str = "cpu"
+) -> Work:
     """Random weights and states large enough for attention to be uneven; seeded."""
     torch.manual_seed(0)
     head = RankHead(width, heads=heads, mlp=128, dropout=0.0).eval()
@@ -43,13 +45,14 @@ def build_work(*, beams: int = 100, codes: int = 256, codebook: int = 1024, posi
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=width**-0.5)
     candidates = torch.stack([torch.randperm(codebook)[:codes] for _ in range(beams)])
-    return Work(head, torch.randn(codebook, width), candidates, torch.randn(positions, width), torch.randn(beams, 1, width))
+    states = (torch.randn(codebook, width), candidates, torch.randn(positions, width), torch.randn(beams, 1, width))
+    return Work(head.to(device), *(x.to(device) for x in states))
 
 
 @torch.inference_mode()
 def factorised(work: Work) -> Tensor:
     """Logits_WC by the product's decoder path."""
-    visible = torch.ones(1, len(work.history_SD), dtype=torch.bool)
+    visible = torch.ones(1, len(work.history_SD), dtype=torch.bool, device=work.history_SD.device)
     shared = work.head.prepare(work.codebook_KD, work.history_SD[None], visible)
     return work.head.score(shared, work.codes_WC[None], work.own_WLD[None])[0]
 
@@ -134,16 +137,16 @@ def compare(work: Work, *, rounds: int) -> dict[str, float]:
     sides = {name: Side(lambda peer=peer: peer(work), rounds) for name, peer in NAIVE.items()}  # type: ignore[misc]
     sides["SDPA, attention alone"] = Side(lambda: attention_alone(work), rounds)
     sides["ours"] = Side(lambda: factorised(work), rounds, repeats=3)
-    return interleave(sides, clock_for("cpu"))
+    return interleave(sides, clock_for(work.history_SD.device.type))
 
 
 def main() -> None:
     """Print the table and the result."""
-    arguments = parse(__doc__)
-    announce()
+    arguments = parse(__doc__, device=True)
+    announce(arguments.device)
     rows, ratios, differences = [], {}, {}
     for heads in (2,) if arguments.quick else (1, 2, 4):
-        work = build_work(heads=heads)
+        work = build_work(heads=heads, device=arguments.device)
         differences[heads] = largest_difference(work)
         seconds = compare(work, rounds=5 if arguments.quick else 15)
         ratios[heads] = min(seconds[name] for name in NAIVE) / seconds["ours"]

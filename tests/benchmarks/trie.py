@@ -1,6 +1,6 @@
 """The trie constraint of one decoding step against the callback per beam of transformers.
 
-    python -m tests.benchmarks.trie [--quick]
+    python -m tests.benchmarks.trie [--quick] [--device cpu|cuda]
 
 256 beams stand behind their first codeword and have logits over the 4,096 codewords of the second level. What is asked
 for: the allowed (beam, codeword, logit). The peer is `PrefixConstrainedLogitsProcessor` with a dictionary from prefix to
@@ -49,7 +49,7 @@ class Step:
     logits_WK: Tensor
 
 
-def build_step(*, items: int, codes: int = CODES, beams: int = BEAMS) -> Step:
+def build_step(*, items: int, codes: int = CODES, beams: int = BEAMS, device: str = "cpu") -> Step:
     """Random SIDs, beams behind random first codewords that lead to items, random logits; seeded."""
     rng = np.random.default_rng(0)
     paths = rng.choice(codes**2, size=items, replace=False)
@@ -57,13 +57,14 @@ def build_step(*, items: int, codes: int = CODES, beams: int = BEAMS) -> Step:
     trie = build_trie(sids, np.zeros(items, dtype=np.int64), n_codes=codes)
     nodes = rng.choice(len(trie.codes[0]), size=beams, replace=False)
     torch.manual_seed(0)
-    return Step(sids, DecodingTrie(trie), torch.from_numpy(trie.codes[0][nodes]), torch.from_numpy(nodes)[None], torch.randn(beams, codes))
+    first, logits = torch.from_numpy(trie.codes[0][nodes]), torch.randn(beams, codes)
+    return Step(sids, DecodingTrie(trie, device), first.to(device), torch.from_numpy(nodes)[None].to(device), logits.to(device))
 
 
 def callback_processors(step: Step) -> dict[str, PrefixConstrainedLogitsProcessor]:
     """The peer in its two forms."""
     lists = prefix_table(step.sids_N2)
-    tensors = {prefix: torch.tensor(following) for prefix, following in lists.items()}
+    tensors = {prefix: torch.tensor(following, device=step.logits_WK.device) for prefix, following in lists.items()}
     beams = len(step.first_W)
     callbacks = (lambda _, sent: lists[tuple(sent.tolist())], lambda _, sent: tensors[tuple(sent.tolist())])
     return {name: PrefixConstrainedLogitsProcessor(callback, beams) for name, callback in zip(PEERS, callbacks, strict=True)}
@@ -94,24 +95,24 @@ def same_constraint(step: Step, processor: PrefixConstrainedLogitsProcessor) -> 
     return sorted(map(tuple, ours.tolist())) == sorted(map(tuple, peer.tolist()))
 
 
-def compare(items: int, *, rounds: int) -> tuple[dict[str, float], bool]:
+def compare(items: int, *, rounds: int, device: str = "cpu") -> tuple[dict[str, float], bool]:
     """Seconds of each side for a catalogue, and whether they agree."""
-    step = build_step(items=items)
+    step = build_step(items=items, device=device)
     processors = callback_processors(step)
     exact = all(same_constraint(step, processor) for processor in processors.values())
     sides = {name: Side(lambda p=processor: by_callback(step, p), rounds, repeats=3) for name, processor in processors.items()}  # type: ignore[misc]
     sides["ours"] = Side(lambda: by_gather(step), rounds, repeats=100)
-    return interleave(sides, clock_for("cpu")), exact
+    return interleave(sides, clock_for(device)), exact
 
 
 def main() -> None:
     """Print the table and the result."""
-    arguments = parse(__doc__)
-    announce()
+    arguments = parse(__doc__, device=True)
+    announce(arguments.device)
     rows, all_exact = [], True
     headline: dict[str, float] = {}
     for items in (100_000,) if arguments.quick else (100_000, 1_000_000):
-        seconds, exact = compare(items, rounds=10 if arguments.quick else 25)
+        seconds, exact = compare(items, rounds=10 if arguments.quick else 25, device=arguments.device)
         ratios = {name: seconds[name] / seconds["ours"] for name in PEERS}
         headline = headline or ratios
         all_exact = all_exact and exact

@@ -8,7 +8,7 @@ import torch
 from tests.benchmarks import decode, rank_head, trie
 from tests.unit.components.retriever import slow
 
-TINY = decode.Shape(hidden=32, layers=2, heads=2, kv_heads=1, ff=64, positions=9, codes=16, items=60)
+TINY = decode.Shape(hidden=32, layers=2, heads=2, kv_heads=1, ff=64, positions=9, codes=16, items=60, rank_heads=2, rank_mlp=16)
 
 
 @pytest.fixture(autouse=True)
