@@ -74,6 +74,8 @@ class Precompute:
         """The stored history with the new events behind it, which is stored in turn."""
         old = await self.reader.history(user_id) or UserHistory(user_id, (), ())
         known = [(item, level) for item, level in events if item in self.index]
+        if len(known) < len(events):
+            self.log.warning("events were left out: this model does not know their items", events=len(events) - len(known))
         if not known:
             return old
         items = (*old.item_ids, *(item for item, _ in known))[-HISTORY_LIMIT:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -50,6 +51,19 @@ def test_every_rankgr_command_runs(command: str, finished: Finished) -> None:
     arguments = ["u1" if a == "42" else a for a in arguments]
     done = rankgr(*arguments, folder=finished.folder)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", sorted(set(commands("python"))))
+def test_every_benchmark_takes_the_options_that_are_shown(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, module, *options = shlex.split(command)
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in options if option.startswith("--"))
 
 
 def test_every_command_has_help_with_an_example() -> None:
