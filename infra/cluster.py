@@ -18,10 +18,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from infra.config import ClusterConfig
 from infra.errors import RankGRError, ServiceError
@@ -63,6 +65,14 @@ def ray_session(config: ClusterConfig) -> Iterator[str]:
             yield address
     finally:
         ray.shutdown()
+
+
+def kill_local_actors(name: str) -> None:
+    """Kill the actors of a class in a cluster that this process started; those of another cluster end with their job."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{name}"):
+                process.kill()
 
 
 def connect(config: ClusterConfig, *, log_to_driver: bool = False) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra import storage
-from infra.cluster import ray_session, unwrap
+from infra.cluster import kill_local_actors, ray_session, unwrap
 from infra.config import Config, TrainingConfig
 from infra.errors import ConfigError, DataError, RankGRError, TrainingError, describe, raise_described
 from infra.logs import get_logger
@@ -34,6 +34,7 @@ WEIGHTS, CURVE = "model.safetensors", "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5
 _WAKE_S = 0.5
+_END_S = 10
 
 
 def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: str) -> dict[str, Any]:
@@ -99,8 +100,14 @@ def _fit(trainer: Any) -> Any:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():  # the kernel may hand a signal to any thread; Python sees it when the main one wakes up
-        thread.join(_WAKE_S)
+    try:
+        while thread.is_alive():  # the kernel may hand a signal to any thread; Python sees it when the main one wakes up
+            thread.join(_WAKE_S)
+    except KeyboardInterrupt:
+        # A thread that still waits for Ray while Ray shuts down makes Ray end the process, in its own way: it goes first.
+        kill_local_actors("TrainController")
+        thread.join(_END_S)
+        raise
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]

@@ -17,7 +17,7 @@ from components.retriever.packing import Batch
 from components.training.data import epoch_batches, plan_batches, training_rows
 from components.training.early_stopping import EarlyStopping
 from components.training.job import train_retriever
-from components.training.loop import build_average, build_model, build_optimizer
+from components.training.loop import build_model, build_optimizer
 from infra import storage
 from infra.errors import DataError
 from tests.unit.components.training.small import configuration, sids, timelines, write_inputs
@@ -36,15 +36,14 @@ CONFIG = configuration(
 LOSSES = ("loss", "ntp", "ldpo", "bce")
 
 
-def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Averaged weights, and the mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
+def averaged_by_hand(*, epochs: int) -> list[dict[str, float]]:
+    """Mean losses of the first worker's batches, of DDP in one process: gradients averaged by hand."""
     rows = training_rows(timelines(users=USERS), CONFIG)
     model = build_model(CONFIG, sids())
     plan = plan_batches(rows, CONFIG, world_size=WORKERS)
     optimizer, schedule = build_optimizer(model, CONFIG, plan.steps)
-    average = build_average(model, CONFIG)
     curve = []
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         workers = [epoch_batches(plan, epoch=epoch, seed=0, rank=rank) for rank in range(WORKERS)]
         first = []
         for batches in zip(*workers, strict=True):
@@ -54,10 +53,9 @@ def undisturbed() -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.training.grad_clip)
             optimizer.step()
             schedule.step()
-            average.update_parameters(model)
             first.append({name: float(parts[0][name].detach()) for name in LOSSES})
         curve.append({name: sum(step[name] for step in first) / len(first) for name in LOSSES})
-    return average.module.state_dict(), curve
+    return curve
 
 
 def losses_of_a_worker(model: Retriever, batches: list[Batch]) -> dict[str, torch.Tensor]:
@@ -67,12 +65,19 @@ def losses_of_a_worker(model: Retriever, batches: list[Batch]) -> dict[str, torc
     return {name: sum(part[name] for part in found) for name in LOSSES}
 
 
+def is_a_worker(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return False
+
+
 def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[dict[str, Any]], stop: threading.Event) -> None:
     while not stop.wait(0.02):
         # Ray lists a checkpoint here once it counts; the folder is there earlier.
         if (folder / "checkpoints" / "checkpoint_manager_snapshot.json").exists():
             states = sorted(folder.glob("checkpoints/checkpoint_*/state.json"))
-            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers = [p for p in psutil.Process().children(recursive=True) if is_a_worker(p)]
             if states and workers:
                 killed.append(storage.read_json(str(states[0]))["state"])
                 workers[-1].kill()
@@ -96,14 +101,17 @@ def test_a_run_with_a_killed_worker_ends_as_if_nothing_had_happened(ray_cluster:
     assert sorted(path.name for path in out.iterdir()) == ["loss_curve.json", "model.safetensors"]
     curve = storage.read_json(str(out / "loss_curve.json"))
     assert curve[: killed[0]["epoch"]] == killed[0]["curve"]  # to the seconds: these epochs were not run again
-    weights, expected = undisturbed()
     assert [point["epoch"] for point in curve] == list(range(1, EPOCHS + 1))
+    train_retriever(CONFIG, sessions, table, str(tmp_path / "undisturbed"))
+    expected = storage.read_json(str(tmp_path / "undisturbed" / "loss_curve.json"))
     for point, losses in zip(curve, expected, strict=True):
-        assert {name: point[name] for name in LOSSES} == pytest.approx(losses, abs=1e-4)
+        assert {name: point[name] for name in LOSSES} == pytest.approx({name: losses[name] for name in LOSSES}, abs=1e-6)
     trained = load_file(out / "model.safetensors")
-    del weights["rank_head.key.bias"]  # a softmax does not depend on it: its gradient is rounding noise
-    for name, tensor in weights.items():
-        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-4)
+    for name, tensor in load_file(tmp_path / "undisturbed" / "model.safetensors").items():
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=1e-6)
+    # Sums in another order drift apart with the steps: gradients averaged by hand are compared over the first epoch.
+    by_hand = averaged_by_hand(epochs=1)
+    assert {name: curve[0][name] for name in LOSSES} == pytest.approx(by_hand[0], abs=1e-4)
 
     model = restore_model(CONFIG, codes_of(sids()), trained)
     assert figures["parameters"] == sum(p.numel() for p in model.parameters())
