@@ -11,14 +11,6 @@ from tests.unit.components.retriever import slow
 TINY = decode.Shape(hidden=32, layers=2, heads=2, kv_heads=1, ff=64, positions=9, codes=16, items=60, rank_heads=2, rank_mlp=16)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("constrained", [False, True], ids=["every SID legal", "under a trie"])
 @pytest.mark.parametrize("beams", [4, 24])
 def test_all_decoders_of_the_benchmark_find_the_same_sids(beams, constrained):

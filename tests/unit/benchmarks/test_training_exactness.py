@@ -14,14 +14,6 @@ from tests.unit.components.training.small import configuration, timelines
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ff_size": 64}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def model():
     return packing.tiny_model(16, **SIZES)
