@@ -143,7 +143,7 @@ def _train(arguments: Mapping[str, Any]) -> None:
     sids = storage.read_table(storage.join(arguments["sids"], "sids.parquet"))
     early = EarlyStopping(config, timelines, sids, rank=rank, world_size=world_size) if training.patience else None
     # On its device before optimizer and average are made: a checkpoint is loaded to where the weights are.
-    model = build_model(config, sids, _codebooks(config, arguments["sids"])).to(ray.train.torch.get_device())
+    model = build_model(config, sids, codebooks_of(config, arguments["sids"])).to(ray.train.torch.get_device())
     steps = plan_batches(rows, config, world_size=world_size).steps
     optimizer, schedule = build_optimizer(model, config, steps)
     average = build_average(model, config)
@@ -173,7 +173,8 @@ def _train(arguments: Mapping[str, Any]) -> None:
                 ray.train.report(figures, checkpoint=saved)
 
 
-def _codebooks(config: Config, sids_uri: str) -> npt.NDArray[np.float32] | None:
+def codebooks_of(config: Config, sids_uri: str) -> npt.NDArray[np.float32] | None:
+    """The codebooks [M, K, F] that the SIDs came from, for `codeword_init: codebooks`; None where nothing starts from them."""
     from safetensors.numpy import load
 
     if config.retriever.codeword_init == "random":

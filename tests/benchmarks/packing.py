@@ -1,4 +1,4 @@
-"""Packed rows against separate ones: `python -m tests.benchmarks.packing [--quick]`.
+"""Packed rows against separate ones: `python -m tests.benchmarks.packing [--quick] [--device cpu|cuda]`.
 
 1. K targets behind one history of T tokens: one packed row (RankGR Eq. 6-7) against one batch of K plain causal rows, run
    through the `transformers` model itself.
@@ -66,9 +66,10 @@ def packed_loss(model: Retriever, batch: Batch) -> Tensor:
 
 def separate_loss(model: Retriever, row: Row) -> Tensor:
     """The peer: each target behind a copy of the history in a row of its own, under the model's own causal mask."""
-    codes_KM = model.sid_codes[torch.from_numpy(row.target_items)]
-    level = torch.arange(model.n_levels)
-    history = model.token_ids(model.sid_codes[torch.from_numpy(row.items)], level).flatten()
+    device = model.sid_codes.device
+    codes_KM = model.sid_codes[torch.from_numpy(row.target_items).to(device)]
+    level = torch.arange(model.n_levels, device=device)
+    history = model.token_ids(model.sid_codes[torch.from_numpy(row.items).to(device)], level).flatten()
     bos = history.new_full((1,), model.first_token - 1)
     read = model.token_ids(codes_KM[:, :-1], level[:-1])
     tokens_KN = torch.cat([torch.cat([bos, history]).expand(len(read), -1), read], dim=1)
@@ -169,9 +170,9 @@ def earlier_positives(folder: Path, number: dict[str, int]) -> dict[str, list[in
     return {str(user): [number[str(item)] for item in items if str(item) in number] for user, items in pairs}
 
 
-def batches_of(rows: Sequence[Row], config: Config) -> list[Batch]:
+def batches_of(rows: Sequence[Row], config: Config, device: str = "cpu") -> list[Batch]:
     """An epoch's batches, as training makes them."""
-    return [batch for (batch,) in epoch_batches(plan_batches(rows, config), epoch=0, seed=0)]
+    return [batch.to(device) for (batch,) in epoch_batches(plan_batches(rows, config), epoch=0, seed=0)]
 
 
 def positions(rows: Sequence[Row]) -> int:
@@ -179,41 +180,41 @@ def positions(rows: Sequence[Row]) -> int:
     return sum(1 + len(row.items) + len(row.target_items) for row in rows)
 
 
-def _targets_behind_one_history(rounds: int) -> dict[str, float]:
-    model, ratios, shown, worst = tiny_model(), {}, [], 0.0
+def _targets_behind_one_history(rounds: int, device: str) -> dict[str, float]:
+    model, ratios, shown, worst = tiny_model().to(device), {}, [], 0.0
     for name, (tokens, targets) in SHAPES.items():
         row = shared_history(tokens, targets)
-        batch = collate([row])
+        batch = collate([row]).to(device)
         ours, peer = [lambda batch=batch: packed_loss(model, batch)], [lambda row=row: separate_loss(model, row)]
         worst = max(worst, compare(model, ours, peer))
         sides = {
             "ours": Side(lambda ours=ours: backward(model, ours), rounds, repeats=3),
             "peer": Side(lambda peer=peer: backward(model, peer), rounds),
         }
-        seconds = interleave(sides, clock_for("cpu"))
+        seconds = interleave(sides, clock_for(device))
         ratios[name] = seconds["peer"] / seconds["ours"]
         shown.append([f"T {tokens}, K {targets}", milliseconds(seconds["peer"]), milliseconds(seconds["ours"]), times(ratios[name])])
     table("K targets behind one history, forward + backward", ["", "K separate rows", "one packed row", "ratio"], shown)
     return {**ratios, "difference": worst}
 
 
-def _users(folder: Path, users: int, rounds: int) -> dict[str, float]:
+def _users(folder: Path, users: int, rounds: int, device: str) -> dict[str, float]:
     config = kuairand_config(folder)
     timelines, number = kuairand_timelines(config)
     sample = timelines.take(np.sort(np.random.default_rng(0).choice(len(timelines), min(users, len(timelines)), replace=False)))
     torch.manual_seed(0)
     codes = np.random.default_rng(0).integers(0, config.semantic_ids.codes, (len(number), 2))
-    model = Retriever(config.retriever, codes, n_codes=config.semantic_ids.codes)
+    model = Retriever(config.retriever, codes, n_codes=config.semantic_ids.codes).to(device)
     found, shown, worst = {}, [], 0.0
     for name, earlier in (("with earlier positives", earlier_positives(folder, number)), ("the log alone", {})):
         whole = user_rows(config, sample, earlier)
         single = [request for row in whole for request in requests_of(row)]
         sides = {}
         for side, rows in (("ours", whole), ("peer", single)):
-            sides[side] = [lambda batch=batch: packed_loss(model, batch) for batch in batches_of(rows, config)]
+            sides[side] = [lambda batch=batch: packed_loss(model, batch) for batch in batches_of(rows, config, device)]
         worst = max(worst, compare(model, sides["ours"], sides["peer"]))
         timed = {side: Side(lambda losses=losses: backward(model, losses), rounds) for side, losses in sides.items()}
-        seconds = interleave(timed, clock_for("cpu"))
+        seconds = interleave(timed, clock_for(device))
         found[name] = seconds["peer"] / seconds["ours"]
         shown.append(
             [
@@ -231,16 +232,16 @@ def _users(folder: Path, users: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    arguments = parse(__doc__)
-    announce()
-    result = _targets_behind_one_history(rounds=5 if arguments.quick else 15)
+    arguments = parse(__doc__, device=True)
+    announce(arguments.device)
+    result = _targets_behind_one_history(5 if arguments.quick else 15, arguments.device)
     worst = result.pop("difference")
     try:
         folder = data_folder(_KUAIRAND)
     except FileNotFoundError as error:
         console.print(f"no figure for whole-user rows: {error}")
     else:
-        users = _users(folder, users=500 if arguments.quick else 4000, rounds=3 if arguments.quick else 5)
+        users = _users(folder, 500 if arguments.quick else 4000, 3 if arguments.quick else 5, arguments.device)
         worst = max(worst, users.pop("difference"))
         result |= users
     console.print(f"largest relative difference of gradients: {worst:.1e}", highlight=False)

@@ -1,4 +1,4 @@
-"""One optimizer step against `transformers.Trainer`: `python -m tests.benchmarks.train_step [--quick]`.
+"""One optimizer step against `transformers.Trainer`: `python -m tests.benchmarks.train_step [--quick] [--device cpu|cuda]`.
 
 The same Qwen2, users and targets for all: each item of a history is a target behind the items before it, and AdamW with
 clipped gradients takes one step on the next-token loss of all of them.
@@ -9,8 +9,8 @@ clipped gradients takes one step on the next-token loss of all of them.
 - The same positions: the Trainer on as many tokens as our rows have, as a plain language model with a label everywhere. It
   learns nothing like the same (no requests, no levels, no losses between items), but shows what a step costs beside.
 
-Then the throughput of two DDP workers over that of one, gloo processes with one thread each. Only on idle cores can the
-second worker gain; the CPU time of a worker beside it says what the exchange of gradients costs.
+Then the throughput of two DDP workers over that of one, gloo processes on the CPU with one thread each. Only on idle cores can
+the second worker gain; the CPU time of a worker beside it says what the exchange of gradients costs.
 
 Shapes: B sequences, N positions, M levels, D hidden width.
 """
@@ -113,12 +113,14 @@ def whole(items: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 def logits_difference(model: Retriever, rows: Sequence[Row]) -> float:
     """Largest difference between the logits of packed rows and those of the peer's padded sequences, targets taken in turn."""
-    peer, batch = language_model(model), collate(rows)
+    device = model.sid_codes.device
+    peer, batch = language_model(model).to(device), collate(rows).to(device)
     found = sequences(model, rows)
     with torch.no_grad():
         packed = model.target_logits(model.encode(batch, model.sid_codes[batch.target_items_BP]), batch)
         inputs = padded(found)
-        theirs = peer(**{name: inputs[name] for name in ("input_ids", "attention_mask", "logits_to_keep") if name in inputs}).logits
+        read = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask") if name in inputs}
+        theirs = peer(**read, logits_to_keep=inputs["logits_to_keep"]).logits
     # Sorted by length: first all users' first targets, then all second ones; the sort keeps the users in order.
     ours = [logits.transpose(0, 1).flatten(0, 1) for logits in packed]
     starts = [model.first_token + level * model.n_codes for level in range(model.n_levels)]
@@ -129,8 +131,8 @@ def logits_difference(model: Retriever, rows: Sequence[Row]) -> float:
 
 
 class _StepTimes(TrainerCallback):
-    def __init__(self) -> None:
-        self.clock, self._start = clock_for("cpu"), 0.0
+    def __init__(self, device: str) -> None:
+        self.clock, self._start = clock_for(device), 0.0
         self.seconds: list[float] = []
 
     def on_step_begin(self, *_: object, **__: object) -> None:
@@ -142,7 +144,8 @@ class _StepTimes(TrainerCallback):
 
 def trainer_step(model: Retriever, data: list[dict[str, list[int]]], collator: Any, *, per_batch: int, steps: int) -> list[float]:
     """Seconds of each of the Trainer's optimizer steps over all of `data`, without the loading of data."""
-    watch, batches = _StepTimes(), -(-len(data) // per_batch)
+    device = model.sid_codes.device.type
+    watch, batches = _StepTimes(device), -(-len(data) // per_batch)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -151,7 +154,7 @@ def trainer_step(model: Retriever, data: list[dict[str, list[int]]], collator: A
             gradient_accumulation_steps=batches,
             train_sampling_strategy="sequential",
             max_grad_norm=1.0,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             dataloader_pin_memory=False,
             remove_unused_columns=False,
             save_strategy="no",
@@ -167,7 +170,7 @@ def trainer_step(model: Retriever, data: list[dict[str, list[int]]], collator: A
 
 def our_steps(model: Retriever, rows: Sequence[Row], *, steps: int) -> list[float]:
     """Seconds of each of our optimizer steps over all of `rows`."""
-    config, clock, seconds = configuration(), clock_for("cpu"), []
+    config, clock, seconds = configuration(), clock_for(model.sid_codes.device.type), []
     model.rank_head.requires_grad_(requires_grad=False)
     optimizer, schedule = build_optimizer(model, config, steps)
     batch = collate(rows)
@@ -178,15 +181,15 @@ def our_steps(model: Retriever, rows: Sequence[Row], *, steps: int) -> list[floa
     return seconds
 
 
-def _against_trainer(rounds: int, steps: int) -> float:
-    model = tiny_model()
+def _against_trainer(rounds: int, steps: int, device: str) -> float:
+    model = tiny_model().to(device)
     rows = user_rows(model, _USERS, _ITEMS_A_USER)
     batch, targets = collate(rows), sequences(model, rows)
     positions = (1 + model.width * batch.items_BH.shape[1]) + batch.target_items_BP.shape[1]
     plain = [{"input_ids": (np.arange(positions) % model.n_codes).tolist()} for _ in range(_USERS)]
     found: dict[str, list[float]] = {"ours": [], "a sequence a target": [], "the same positions": []}
     for _ in range(rounds):  # in turns, each first step left out
-        found["ours"] += our_steps(tiny_model(), rows, steps=4 * steps)[1:]
+        found["ours"] += our_steps(tiny_model().to(device), rows, steps=4 * steps)[1:]
         found["a sequence a target"] += trainer_step(model, targets, padded, per_batch=_SEQUENCES_A_BATCH, steps=steps)[1:]
         found["the same positions"] += trainer_step(model, plain, whole, per_batch=_USERS, steps=4 * steps)[1:]
     seconds = {name: float(np.median(values)) for name, values in found.items()}
@@ -236,12 +239,12 @@ def _scaling(rounds: int, steps: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    arguments = parse(__doc__)
-    announce()
-    model = tiny_model()
+    arguments = parse(__doc__, device=True)
+    announce(arguments.device)
+    model = tiny_model().to(arguments.device)
     worst = logits_difference(model, user_rows(model, 2, 6))
     console.print(f"largest difference between logits of the two models: {worst:.1e}", highlight=False)
-    ratio = _against_trainer(rounds=1 if arguments.quick else 5, steps=4)
+    ratio = _against_trainer(rounds=1 if arguments.quick else 5, steps=4, device=arguments.device)
     speedup = _scaling(rounds=1 if arguments.quick else 3, steps=10 if arguments.quick else 20)
     finish({"bench": "train_step", "vs_trainer": ratio, "ddp2_speedup": speedup, "exact": worst < TOLERANCE})
 
