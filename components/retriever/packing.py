@@ -82,11 +82,18 @@ def collate(rows: Sequence[Row]) -> Batch:
 
 
 def rows_of_timeline(
-    items: Ints, levels: Ints, requests: Ints, *, history_min_level: int, target_min_level: int, max_history: int
+    items: Ints,
+    levels: Ints,
+    requests: Ints,
+    *,
+    history_min_level: int,
+    target_min_level: int,
+    max_history: int,
+    first_target: int = 0,
 ) -> Iterator[Row]:
     """Cut a user's timeline into rows.
 
-    Each event from `target_min_level` on is a target exactly once. A row holds at most `max_history` history items;
+    Each event of at least `target_min_level` from `first_target` on is a target exactly once. A row holds at most `max_history` history items;
     a longer timeline goes on in further rows that start half a row later, so that every target but a user's first
     ones sees at least half a row of history.
 
@@ -97,12 +104,13 @@ def rows_of_timeline(
         history_min_level: events below it are never history.
         target_min_level: events below it are never targets.
         max_history: H at most.
+        first_target: place of the first event that may be a target; earlier ones are history alone.
     """
     is_history = levels >= history_min_level
     request_start = np.searchsorted(requests, requests, side="left")
     before = np.concatenate([[0], np.cumsum(is_history)])[request_start]  # history items before the event's request
     history_items, history_levels = items[is_history], levels[is_history]
-    is_target = levels >= target_min_level
+    is_target = (levels >= target_min_level) & (np.arange(len(levels)) >= first_target)
     stride = max(max_history // 2, 1)
     first = 0
     while True:

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.retriever.packing import Batch, Row, collate, drop_history, rows_of_timeline
 from infra import records as r
 from infra.config import Config
 from infra.errors import ConfigError
 
+_DAY_MS = 86_400_000
 _BUCKET = 32
 _FINE_BUCKET = 8  # where rows are short, a batch holds many of them and padding would be most of it
 
 
 def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
-    """Rows of the training phase; events whose level has weight 0 in every loss are no targets.
+    """Rows of the training phase; events that are too old or whose level has weight 0 in every loss are no targets.
 
     Raises:
         ConfigError: every loss has weight 0.
@@ -29,8 +31,9 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
     used = [level for level in r.Level if loss.ntp_level_weights.get(level, 0) > 0 or loss.alpha > 0 or level in in_rank_head]
     if not used:
         raise ConfigError("every loss has weight 0", where="training.loss", mend="set ntp_level_weights, alpha or rsp_weight above 0")
+    first_target_ms = first_target_ms(timelines, config.training.target_days)
     rows: list[Row] = []
-    for timeline in timelines.select(["items", "levels", "requests", "phases"]).to_pylist():
+    for timeline in timelines.select(["items", "levels", "requests", "phases", "timestamps"]).to_pylist():
         count = int(np.searchsorted(timeline["phases"], r.Phase.VALID))
         items, levels, requests = (np.asarray(timeline[name][:count], dtype=np.int64) for name in ("items", "levels", "requests"))
         if count:
@@ -41,8 +44,18 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
                 history_min_level=config.retriever.history_min_level,
                 target_min_level=min(used),
                 max_history=config.retriever.max_history,
+                first_target=int(np.searchsorted(timeline["timestamps"][:count], first_target_ms)),
             )
     return rows
+
+
+def first_target_ms(timelines: pa.Table, days: float | None) -> int:
+    """When the last `days` days of the training phase begin; the beginning of time where there is no such limit."""
+    if days is None:
+        return 0
+    times, phases = (pc.list_flatten(timelines[name]) for name in ("timestamps", "phases"))
+    last = pc.max(times.filter(pc.equal(phases, int(r.Phase.TRAIN)))).as_py()
+    return 0 if last is None else int(last - days * _DAY_MS)
 
 
 @dataclass(frozen=True)

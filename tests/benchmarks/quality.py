@@ -1,6 +1,6 @@
 """Quality on public data: the retriever and its ablations against popularity, item-kNN and SASRec.
 
-`python -m tests.benchmarks.quality --data beauty|kuairand [--variant rankgr ...] [--seeds 0,1,2] [--quick]` runs the
+`python -m tests.benchmarks.quality --data beauty|kuairand|kuairand_histories [--variant rankgr ...] [--seeds 0,1,2] [--quick]` runs the
 product's own steps, judges every user on the whole catalogue, prints a table and writes
 `tests/benchmarks/results/<data>.md` with its plots. Steps that are finished are skipped and killed ones go on from their
 last checkpoint, so a run may be stopped and repeated at will. The last line printed is JSON.
@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.job import step as semantic_ids_step
 from components.semantic_ids.trie import build_trie
 from components.sessions.job import step as sessions_step
+from components.training.data import first_target_ms
 from components.training.job import step as training_step
 from infra import records as r
 from infra import storage
@@ -43,6 +44,7 @@ from infra.logs import configure_logs
 from infra.steps import Run, content_of, run_step
 from tests.benchmarks.amazon import write_beauty
 from tests.benchmarks.data import data_folder
+from tests.benchmarks.kuairand import write_kuairand_histories
 from tests.benchmarks.quality_report import Results, write_report
 from tests.benchmarks.sasrec import SASRecSettings, fit_sasrec
 
@@ -61,29 +63,54 @@ class Task:
     """A data set and how methods are judged on it.
 
     Attributes:
+        preset: whose settings hold.
+        overrides: what is set otherwise.
+        log_of: writes or finds the events and the items, given a folder.
         variants: those that differ on this data.
         exclude_seen: each setting is judged; the first one is the headline.
         sasrec: settings found on the validation phase.
     """
 
     name: str
+    preset: str
+    overrides: tuple[str, ...]
+    log_of: Callable[[Path], tuple[Path, Path]]
     variants: tuple[str, ...]
     exclude_seen: tuple[bool, ...]
     sasrec: SASRecSettings
 
 
-TASKS: Final = {
-    # One level of feedback: there are no lower levels to prefer a purchase to, so LDPO has nothing to do.
-    "beauty": Task(
-        "beauty", ("ntp", "rankgr"), (False, True), SASRecSettings(rows_per_batch=32, learning_rate=1e-3, dropout=0.3, epochs=10)
-    ),
-    "kuairand": Task(
-        "kuairand",
-        ("ntp", "rankgr", "no_rsp", "no_iap"),
-        (False,),
-        SASRecSettings(rows_per_batch=64, learning_rate=1e-3, epochs=8, max_history=64),
-    ),
-}
+def _kuairand(_: Path) -> tuple[Path, Path]:
+    folder = data_folder("kuairand_pure_14d")
+    return folder / "interactions.parquet", folder / "items.parquet"
+
+
+BEAUTY: Final = Task(
+    name="beauty",
+    preset="beauty",
+    overrides=(),
+    log_of=write_beauty,
+    variants=("ntp", "rankgr"),  # one level of feedback: there are no lower levels to prefer a purchase to, so LDPO has nothing to do
+    exclude_seen=(False, True),
+    sasrec=SASRecSettings(rows_per_batch=32, learning_rate=1e-3, dropout=0.3, epochs=10),
+)
+KUAIRAND: Final = Task(
+    name="kuairand",
+    preset="kuairand",
+    overrides=(),
+    log_of=_kuairand,
+    variants=("ntp", "rankgr", "no_rsp", "no_iap"),
+    exclude_seen=(False,),
+    sasrec=SASRecSettings(rows_per_batch=64, learning_rate=1e-3, epochs=8, max_history=64),
+)
+# What was liked weeks ago says what a user likes, and little of what is shown today: it is history and no target.
+KUAIRAND_HISTORIES: Final = replace(
+    KUAIRAND,
+    name="kuairand_histories",
+    overrides=("training.target_days=11", "training.tokens_per_batch=1024"),
+    log_of=write_kuairand_histories,
+)
+TASKS: Final = {task.name: task for task in (BEAUTY, KUAIRAND, KUAIRAND_HISTORIES)}
 
 
 class Bench:
@@ -91,7 +118,7 @@ class Bench:
 
     def __init__(self, task: Task, workspace: Path, *, quick: bool) -> None:
         self.task, self.quick, self.workspace = task, quick, workspace
-        self.files = _log_of(task.name, workspace)
+        self.files = task.log_of(workspace / "log")
         self.sessions = sessions_step(self.run((), seed=0)).uri
         self.timelines = storage.read_table(storage.join(self.sessions, "timelines"))
         self.catalogue = storage.read_table(storage.join(self.sessions, "catalogue.parquet"))
@@ -100,13 +127,13 @@ class Bench:
         """The preset with the task's files and some settings changed."""
         logs, items = self.files
         places = (f"workspace={self.workspace}", f"data.logs={logs}", f"data.items={items}", f"seed={seed}")
-        overrides = (*places, *(QUICK if self.quick else ()), *overrides)
-        config = load_config(preset=self.task.name, overrides=overrides)
+        overrides = (*places, *self.task.overrides, *(QUICK if self.quick else ()), *overrides)
+        config = load_config(preset=self.task.preset, overrides=overrides)
         if config.decoding.score != "iap":
             return config
         # Without a rank head there is nothing that codewords are retained for.
         every = [config.semantic_ids.codes] * config.semantic_ids.levels
-        return load_config(preset=self.task.name, overrides=(*overrides, f"decoding.lambdas={every}"))
+        return load_config(preset=self.task.preset, overrides=(*overrides, f"decoding.lambdas={every}"))
 
     def run(self, overrides: Sequence[str], *, seed: int) -> Run:
         """A walk through the steps with such a configuration."""
@@ -164,11 +191,12 @@ class Bench:
         settings = SASRecSettings(**{**asdict(settings), "epochs": 1}) if self.quick else settings
 
         def work(out_uri: str) -> dict[str, Any]:
-            method = fit_sasrec(train_sequences(self.timelines, settings.min_level), len(self.catalogue), settings, seed=seed)
+            sequences, firsts = train_sequences(self.timelines, settings.min_level, run.config.training.target_days)
+            method = fit_sasrec(sequences, len(self.catalogue), settings, seed=seed, first_targets=firsts)
             storage.write_json(storage.join(out_uri, "figures.json"), self.measure(method, run.config))
             return {}
 
-        return self._judged(run, "quality_sasrec", work, {"sasrec": asdict(settings), "seed": seed}, {})
+        return self._judged(run, "quality_sasrec", work, {"sasrec": asdict(settings), "seed": seed, "days": run.config.training.target_days}, {})
 
     def retriever(self, overrides: Sequence[str], *, seed: int, lambdas: Sequence[int] = ()) -> dict[str, Any]:
         """Train and judge a variant of the retriever; with `lambdas`, one figure for each number of codewords retained."""
@@ -210,14 +238,17 @@ def load_retriever(config: Config, catalogue: pa.Table, sids: str, weights: str)
     return RetrieverRecommender(restore_model(config, codes, state), trie, config.decoding)
 
 
-def train_sequences(timelines: pa.Table, min_level: int) -> list[np.ndarray]:
-    """Each user's items of the training phase with at least this level, in time order."""
-    columns = timelines.select(["items", "levels", "phases"]).to_pydict()
-    sequences = []
-    for items, levels, phases in zip(columns["items"], columns["levels"], columns["phases"], strict=True):
+def train_sequences(timelines: pa.Table, min_level: int, target_days: float | None) -> tuple[list[np.ndarray], list[int]]:
+    """Each user's items of the training phase with at least this level, in time order, and where its targets begin."""
+    start = first_target_ms(timelines, target_days)
+    sequences, firsts = [], []
+    columns = timelines.select(["items", "levels", "phases", "timestamps"]).to_pydict()
+    for items, levels, phases, times in zip(*columns.values(), strict=True):
         kept = (np.asarray(phases) == r.Phase.TRAIN) & (np.asarray(levels) >= min_level)
-        sequences.append(np.asarray(items, dtype=np.int64)[kept])
-    return [sequence for sequence in sequences if len(sequence)]
+        if kept.any():
+            sequences.append(np.asarray(items, dtype=np.int64)[kept])
+            firsts.append(int(np.searchsorted(np.asarray(times)[kept], start)))
+    return sequences, firsts
 
 
 def setting_name(phase: r.Phase, *, exclude_seen: bool) -> str:
@@ -266,13 +297,6 @@ def parse_variants(texts: Sequence[str], seeds: Sequence[int]) -> dict[str, list
     return found
 
 
-def _log_of(name: str, workspace: Path) -> tuple[Path, Path]:
-    if name == "beauty":
-        return write_beauty(workspace / "log")
-    folder = data_folder("kuairand_pure_14d")
-    return folder / "interactions.parquet", folder / "items.parquet"
-
-
 def _told(arguments: Sequence[str]) -> list[str]:
     """The arguments without the workspace, which is nobody else's."""
     kept = list(arguments)
@@ -300,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workspace = (options.workspace or Path(".rankgr") / "quality" / f"{task.name}{'-quick' if options.quick else ''}").resolve()
     configure_logs()
     with ExitStack() as stack:
-        stack.enter_context(ray_session(load_config(preset=task.name).cluster))
+        stack.enter_context(ray_session(load_config(preset=task.preset).cluster))
         bench = Bench(task, workspace, quick=options.quick)
         results = measure_all(bench, variants, seeds, sweeps=not options.no_sweeps)
     command = " ".join(["python -m tests.benchmarks.quality", *_told(arguments or sys.argv[1:])])

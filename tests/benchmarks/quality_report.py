@@ -32,11 +32,13 @@ NAMES: Final = {
     "no_iap": "w/o LDPO",
     "rankgr": "RankGR",
 }
+_CLICKS_AND_VIEWS: Final = ("hr@20", "hr@100", "hr@500", "pv/hr@20", "pv/hr@100", "pv/hr@500")
 SHOWN: Final = {
     "beauty": ("hr@5", "ndcg@5", "hr@10", "ndcg@10", "hr@20", "ndcg@20"),
-    "kuairand": ("hr@20", "hr@100", "hr@500", "pv/hr@20", "pv/hr@100", "pv/hr@500"),
+    "kuairand": _CLICKS_AND_VIEWS,
+    "kuairand_histories": _CLICKS_AND_VIEWS,
 }
-SWEPT: Final = {"beauty": ("hr@10", "hr@20"), "kuairand": ("hr@100", "pv/hr@100")}
+SWEPT: Final = {"beauty": ("hr@10", "hr@20"), "kuairand": ("hr@100", "pv/hr@100"), "kuairand_histories": ("hr@100", "pv/hr@100")}
 AXES: Final = {"lambda": "codewords retained at the last level", "alpha": "alpha, the weight of LDPO"}
 
 

@@ -102,12 +102,23 @@ class SASRecRecommender:
         ]
 
 
-def fit_sasrec(sequences: Sequence[Items], n_items: int, settings: SASRecSettings, *, seed: int) -> SASRecRecommender:
-    """Train on the item sequences of the training phase, every prefix predicting its next item."""
+def fit_sasrec(
+    sequences: Sequence[Items], n_items: int, settings: SASRecSettings, *, seed: int, first_targets: Sequence[int] | None = None
+) -> SASRecRecommender:
+    """Train on the item sequences of the training phase, every prefix predicting its next item.
+
+    Args:
+        sequences: one a user, in time order.
+        n_items: size of the catalogue.
+        settings: sizes and training.
+        seed: of weights, dropout and the order of batches.
+        first_targets: for each sequence the place from which on items are predicted, those before are history; None: 0.
+    """
+    firsts = [0] * len(sequences) if first_targets is None else first_targets
     torch.manual_seed(seed)
     model = SASRec(n_items, settings)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    rows = [row for sequence in sequences for row in _rows(sequence, settings.max_history)]
+    rows = [row for sequence, first in zip(sequences, firsts, strict=True) for row in _rows(sequence, first, settings.max_history)]
     steps = -(-len(rows) // settings.rows_per_batch)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -129,20 +140,23 @@ def fit_sasrec(sequences: Sequence[Items], n_items: int, settings: SASRecSetting
     return SASRecRecommender(average.module, settings)
 
 
-def _rows(sequence: Items, at_most: int) -> Iterator[Items]:
-    """Pieces of at most `at_most` items, cut from the end, so that the latest ones have the longest history."""
-    for end in range(len(sequence), 0, -at_most):
-        yield sequence[max(end - at_most, 0) : end]
+def _rows(sequence: Items, first_target: int, at_most: int) -> Iterator[tuple[Items, Items]]:
+    """(items, targets): pieces of at most `at_most`, cut from the end, so that the latest ones have the longest history."""
+    targets = np.where(np.arange(len(sequence)) < first_target, _NO_TARGET, sequence)
+    for end in range(len(sequence), first_target, -at_most):
+        piece = slice(max(end - at_most, 0), end)
+        yield sequence[piece], targets[piece]
 
 
-def _batches(rows: Sequence[Items], bos: int, size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(rows: Sequence[tuple[Items, Items]], bos: int, size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """(inputs_BS, targets_BS) of rows of like length, in random order."""
     order = rng.permutation(len(rows))
-    order = order[np.argsort(np.asarray([len(rows[i]) for i in order]), kind="stable")]
+    order = order[np.argsort(np.asarray([len(rows[i][0]) for i in order]), kind="stable")]
     starts = np.arange(0, len(order), size)
     for start in rng.permutation(starts):
         chosen = [rows[i] for i in order[start : start + size]]
-        yield _pad([np.concatenate([[bos], row[:-1]]) for row in chosen], 0), _pad(chosen, _NO_TARGET)
+        inputs = [np.concatenate([[bos], items[:-1]]) for items, _ in chosen]
+        yield _pad(inputs, 0), _pad([targets for _, targets in chosen], _NO_TARGET)
 
 
 def _pad(rows: Sequence[Items], value: int) -> Tensor:

@@ -50,3 +50,19 @@ def test_a_state_knows_nothing_of_later_items() -> None:
     model = SASRec(RING, SETTINGS).eval()
     one, other = torch.tensor([[RING, 1, 2, 3]]), torch.tensor([[RING, 1, 7, 8]])
     torch.testing.assert_close(model(one)[:, :2], model(other)[:, :2])
+
+
+def test_what_comes_before_the_first_target_is_read_and_not_predicted() -> None:
+    """Users jump to the item opposite at the end: with the jump as the only target, nothing else is learned."""
+    walks = [np.append((np.arange(5) + start) % RING, (start + 9) % RING) for start in range(RING)]
+    jumper = fit_sasrec(walks, RING, SETTINGS, seed=0, first_targets=[5] * RING)
+    (slate,) = jumper.recommend([history(3, 4, 5, 6, 7)], 1, exclude_seen=False)
+    assert slate.items[0] == 2
+    (middle,) = jumper.recommend([history(3, 4)], RING, exclude_seen=False)
+    assert middle.scores[middle.items.tolist().index(5)] < middle.scores[0]
+
+
+def test_a_sequence_without_a_target_is_left_out() -> None:
+    lonely = fit_sasrec([np.arange(4), np.arange(5)], RING, SETTINGS, seed=0, first_targets=[4, 4])
+    (slate,) = lonely.recommend([history(0, 1, 2, 3)], 1, exclude_seen=False)
+    assert slate.items[0] == 4

@@ -121,6 +121,26 @@ def test_only_the_training_phase_is_read():
     assert (row.items.tolist(), row.target_items.tolist()) == ([5, 6], [5, 6])
 
 
+def timeline_by_days(days, phases, user="u"):
+    """An item a day, each in a request of its own."""
+    times = [int(day * 86_400_000) for day in days]
+    n = len(days)
+    row = {"user_id": user, "items": range(n), "levels": [3] * n, "timestamps": times, "requests": range(n), "phases": phases}
+    return pa.Table.from_pylist([row], schema=TIMELINES)
+
+
+def test_events_older_than_the_target_days_are_history_alone():
+    (row,) = training_rows(timeline_by_days([1, 5, 7.5, 8, 9], [0, 0, 0, 0, 1]), configuration("training.target_days=1"))
+    assert (row.items.tolist(), row.target_items.tolist(), row.target_prefix.tolist()) == ([0, 1, 2, 3], [2, 3], [2, 3])
+
+
+def test_the_target_days_end_with_the_last_training_event_of_all_users():
+    tables = pa.concat_tables([timeline_by_days([1, 2], [0, 0]), timeline_by_days([3, 4, 9], [0, 0, 2], user="v")])
+    (row,) = training_rows(tables, configuration("training.target_days=1.5"))
+    assert row.target_items.tolist() == [0, 1]
+    assert [len(r.target_items) for r in training_rows(tables, configuration("training.target_days=2"))] == [1, 2]
+
+
 def test_a_user_without_a_training_event_has_no_row():
     assert training_rows(table([5], [3], [0], [1]), configuration()) == []
 
