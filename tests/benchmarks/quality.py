@@ -6,7 +6,8 @@ product's own steps, judges every user on the whole catalogue, prints a table an
 last checkpoint, so a run may be stopped and repeated at will. The last line printed is JSON.
 
 Variants (RankGR, Table 4): `rankgr` has both phases as the preset sets them, `no_iap` no listwise preferences (alpha 0),
-`no_rsp` no rank head (ranked by log p alone), `ntp` neither: the plain generative retriever.
+`no_rsp` no rank head (ranked by log p alone), `ntp` neither: the plain generative retriever. `ntp_clicks` is that one with its
+level weights tuned for clicks, which only NTP without further phases has to put up with.
 """
 
 from __future__ import annotations
@@ -51,7 +52,14 @@ from tests.benchmarks.sasrec import SASRecSettings, fit_sasrec
 Figures = dict[str, float]
 NO_IAP: Final = ("training.loss.alpha=0",)
 NO_RSP: Final = ("training.loss.rsp_weight=0", "decoding.score=iap")
-VARIANTS: Final = {"rankgr": (), "no_iap": NO_IAP, "no_rsp": NO_RSP, "ntp": (*NO_IAP, *NO_RSP)}
+FEW_EXPOSURES: Final = ("training.loss.ntp_level_weights={1: 0.0, 2: 0.1, 3: 1.0, 4: 1.0}",)
+VARIANTS: Final = {
+    "rankgr": (),
+    "no_iap": NO_IAP,
+    "no_rsp": NO_RSP,
+    "ntp": (*NO_IAP, *NO_RSP),
+    "ntp_clicks": (*NO_IAP, *NO_RSP, *FEW_EXPOSURES),
+}
 ALPHAS: Final = (0.0, 0.1, 0.3, 1.0, 3.0)
 LAST_LAMBDAS: Final = (4, 8, 16, 32, 64, 128)
 QUICK: Final = ("training.epochs=1", "evaluation.max_users=500")
@@ -99,7 +107,7 @@ KUAIRAND: Final = Task(
     preset="kuairand",
     overrides=(),
     log_of=_kuairand,
-    variants=("ntp", "rankgr", "no_rsp", "no_iap"),
+    variants=("ntp_clicks", "ntp", "rankgr", "no_rsp", "no_iap"),
     exclude_seen=(False,),
     sasrec=SASRecSettings(rows_per_batch=64, learning_rate=1e-3, epochs=8, max_history=64),
 )
@@ -107,7 +115,7 @@ KUAIRAND: Final = Task(
 KUAIRAND_HISTORIES: Final = replace(
     KUAIRAND,
     name="kuairand_histories",
-    overrides=("training.target_days=11", "training.tokens_per_batch=1024"),
+    overrides=("training.target_days=11", "training.tokens_per_batch=1024", "training.epochs=4"),
     log_of=write_kuairand_histories,
 )
 TASKS: Final = {task.name: task for task in (BEAUTY, KUAIRAND, KUAIRAND_HISTORIES)}

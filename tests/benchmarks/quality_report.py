@@ -27,6 +27,7 @@ NAMES: Final = {
     "popularity": "popularity, tuned",
     "item_knn": "item-kNN, tuned",
     "sasrec": "SASRec, full softmax",
+    "ntp_clicks": "NTP alone, exposures at 0.1",
     "ntp": "NTP alone (w/o both)",
     "no_rsp": "w/o RSP",
     "no_iap": "w/o LDPO",
