@@ -31,7 +31,7 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
     used = [level for level in r.Level if loss.ntp_level_weights.get(level, 0) > 0 or loss.alpha > 0 or level in in_rank_head]
     if not used:
         raise ConfigError("every loss has weight 0", where="training.loss", mend="set ntp_level_weights, alpha or rsp_weight above 0")
-    first_target_ms = first_target_ms(timelines, config.training.target_days)
+    start_ms = first_target_ms(timelines, config.training.target_days)
     rows: list[Row] = []
     for timeline in timelines.select(["items", "levels", "requests", "phases", "timestamps"]).to_pylist():
         count = int(np.searchsorted(timeline["phases"], r.Phase.VALID))
@@ -44,7 +44,7 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
                 history_min_level=config.retriever.history_min_level,
                 target_min_level=min(used),
                 max_history=config.retriever.max_history,
-                first_target=int(np.searchsorted(timeline["timestamps"][:count], first_target_ms)),
+                first_target=int(np.searchsorted(timeline["timestamps"][:count], start_ms)),
             )
     return rows
 
