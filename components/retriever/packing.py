@@ -93,9 +93,9 @@ def rows_of_timeline(
 ) -> Iterator[Row]:
     """Cut a user's timeline into rows.
 
-    Each event of at least `target_min_level` from `first_target` on is a target exactly once. A row holds at most `max_history` history items;
-    a longer timeline goes on in further rows that start half a row later, so that every target but a user's first
-    ones sees at least half a row of history.
+    Each event of at least `target_min_level` from `first_target` on is a target exactly once. A row holds at most
+    `max_history` history items; a longer timeline goes on in further rows that start half a row later, so that every target
+    but a user's first ones sees at least half a row of history.
 
     Args:
         items: [T] catalogue indices in time order.

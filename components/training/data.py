@@ -51,11 +51,12 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
 
 def first_target_ms(timelines: pa.Table, days: float | None) -> int:
     """When the last `days` days of the training phase begin; the beginning of time where there is no such limit."""
+    beginning = int(np.iinfo(np.int64).min)
     if days is None:
-        return 0
+        return beginning
     times, phases = (pc.list_flatten(timelines[name]) for name in ("timestamps", "phases"))
     last = pc.max(times.filter(pc.equal(phases, int(r.Phase.TRAIN)))).as_py()
-    return 0 if last is None else int(last - days * _DAY_MS)
+    return beginning if last is None else int(last - days * _DAY_MS)
 
 
 @dataclass(frozen=True)

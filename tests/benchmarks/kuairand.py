@@ -35,7 +35,9 @@ def with_histories(log: pl.DataFrame, earlier: pl.DataFrame) -> pl.DataFrame:
         log: `user_id`, `item_id`, `timestamp_ms`, `session_id` (not negative) and the signals.
         earlier: a row a user: `user_id`, `watch_seq` (items in the order of time) and `last_time_ms`.
     """
-    clicks = earlier.select("user_id", "last_time_ms", item_id="watch_seq", ago=pl.col("watch_seq").list.eval(pl.int_range(pl.len()).reverse()))
+    clicks = earlier.select(
+        "user_id", "last_time_ms", item_id="watch_seq", ago=pl.col("watch_seq").list.eval(pl.int_range(pl.len()).reverse())
+    )
     clicks = clicks.explode("item_id", "ago").drop_nulls("item_id")
     clicks = clicks.select(
         "user_id",

@@ -204,7 +204,9 @@ class Bench:
             storage.write_json(storage.join(out_uri, "figures.json"), self.measure(method, run.config))
             return {}
 
-        return self._judged(run, "quality_sasrec", work, {"sasrec": asdict(settings), "seed": seed, "days": run.config.training.target_days}, {})
+        return self._judged(
+            run, "quality_sasrec", work, {"sasrec": asdict(settings), "seed": seed, "days": run.config.training.target_days}, {}
+        )
 
     def retriever(self, overrides: Sequence[str], *, seed: int, lambdas: Sequence[int] = ()) -> dict[str, Any]:
         """Train and judge a variant of the retriever; with `lambdas`, one figure for each number of codewords retained."""

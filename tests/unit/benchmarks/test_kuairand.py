@@ -7,7 +7,13 @@ from tests.benchmarks.kuairand import with_histories
 
 SIGNALS = ("is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward")
 LOG = pl.DataFrame(
-    {"user_id": [1, 2], "item_id": [50, 60], "timestamp_ms": [900_000, 900_000], "session_id": [0, 0], **{name: [0, 1] for name in SIGNALS}},
+    {
+        "user_id": [1, 2],
+        "item_id": [50, 60],
+        "timestamp_ms": [900_000, 900_000],
+        "session_id": [0, 0],
+        **{name: [0, 1] for name in SIGNALS},
+    },
     schema_overrides={"user_id": pl.Int32, "item_id": pl.Int32, "session_id": pl.Int32, "is_click": pl.Int8},
 )
 

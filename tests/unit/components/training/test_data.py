@@ -134,6 +134,11 @@ def test_events_older_than_the_target_days_are_history_alone():
     assert (row.items.tolist(), row.target_items.tolist(), row.target_prefix.tolist()) == ([0, 1, 2, 3], [2, 3], [2, 3])
 
 
+def test_without_target_days_events_before_1970_are_targets_too():
+    (row,) = training_rows(timeline_by_days([-2, -1, 1], [0, 0, 0]), configuration())
+    assert row.target_items.tolist() == [0, 1, 2]
+
+
 def test_the_target_days_end_with_the_last_training_event_of_all_users():
     tables = pa.concat_tables([timeline_by_days([1, 2], [0, 0]), timeline_by_days([3, 4, 9], [0, 0, 2], user="v")])
     (row,) = training_rows(tables, configuration("training.target_days=1.5"))
