@@ -186,7 +186,7 @@ class TrainingConfig(Section):
     grad_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     """Decay a step of the moving average of the weights that is released; 0 releases the last weights."""
-    target_days: float | None = Field(None, gt=0)
+    target_days: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Only events of the last so many days of the training phase are targets, older ones are history: what is shown and liked
     changes, and long histories hold much that no longer is. null takes all."""
     history_dropout: float = Field(0.0, ge=0, lt=1)

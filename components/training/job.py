@@ -175,11 +175,9 @@ def _train(arguments: Mapping[str, Any]) -> None:
 
 def codebooks_of(config: Config, sids_uri: str) -> npt.NDArray[np.float32] | None:
     """The codebooks [M, K, F] that the SIDs came from, for `codeword_init: codebooks`; None where nothing starts from them."""
-    from safetensors.numpy import load
+    from components.semantic_ids.job import read_codebooks
 
-    if config.retriever.codeword_init == "random":
-        return None
-    return np.asarray(load(storage.read_bytes(storage.join(sids_uri, "codebooks.safetensors")))["codebooks"], dtype=np.float32)
+    return None if config.retriever.codeword_init == "random" else np.asarray(read_codebooks(sids_uri), dtype=np.float32)
 
 
 def _is_checkpoint_due(state: Mapping[str, Any], training: TrainingConfig) -> bool:

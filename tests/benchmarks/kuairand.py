@@ -22,7 +22,9 @@ def write_kuairand_histories(folder: Path) -> tuple[Path, Path]:
     if not events.exists():
         folder.mkdir(parents=True, exist_ok=True)
         earlier = pl.read_parquet(source / "prior_positive_histories.parquet")
-        with_histories(pl.read_parquet(source / "interactions.parquet"), earlier).write_parquet(events)
+        half = events.with_suffix(".half")
+        with_histories(pl.read_parquet(source / "interactions.parquet"), earlier).write_parquet(half)
+        half.replace(events)  # a killed run leaves no file that counts
     return events, source / "items.parquet"
 
 

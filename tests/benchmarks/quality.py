@@ -6,8 +6,8 @@ product's own steps, judges every user on the whole catalogue, prints a table an
 last checkpoint, so a run may be stopped and repeated at will. The last line printed is JSON.
 
 Variants (RankGR, Table 4): `rankgr` has both phases as the preset sets them, `no_iap` no listwise preferences (alpha 0),
-`no_rsp` no rank head (ranked by log p alone), `ntp` neither: the plain generative retriever. `ntp_clicks` is that one with its
-level weights tuned for clicks, which only NTP without further phases has to put up with.
+`no_rsp` no rank head (ranked by log p alone), `ntp` neither: the plain generative retriever. `ntp_clicks` is that one with
+exposures at 0.1, the best weights found for clicks without a rank head.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Task:
         log_of: writes or finds the events and the items, given a folder.
         variants: those that differ on this data.
         exclude_seen: each setting is judged; the first one is the headline.
-        sasrec: settings found on the validation phase.
+        sasrec: settings found on the validation phase; those of `kuairand_histories` are of `kuairand`, not searched again.
     """
 
     name: str

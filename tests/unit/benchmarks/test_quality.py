@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from infra.config import Config
@@ -34,6 +35,21 @@ def test_variants_share_everything_but_their_phases() -> None:
         assert (whole.retriever, whole.semantic_ids, whole.data) == (plain.retriever, plain.semantic_ids, plain.data)
         phases = {"rsp_weight": 0.0, "alpha": 0.0}
         assert whole.training.loss.model_copy(update=phases) == plain.training.loss.model_copy(update=phases)
+
+
+def test_sasrec_predicts_clicks_of_the_target_days_behind_older_ones() -> None:
+    """An exposure lies between two old clicks: places are counted among clicks. The last event is for validation."""
+    day = 86_400_000
+    row = {
+        "items": [5, 6, 7, 8, 9],
+        "levels": [3, 2, 3, 3, 3],
+        "phases": [0, 0, 0, 0, 1],
+        "timestamps": [0, day, 2 * day, 9 * day, 10 * day],
+    }
+    sequences, firsts = quality.train_sequences(pa.Table.from_pylist([row]), 3, 1.0)
+    assert [sequence.tolist() for sequence in sequences] == [[5, 7, 8]]
+    assert firsts == [2]
+    assert quality.train_sequences(pa.Table.from_pylist([row]), 3, None)[1] == [0]
 
 
 def test_a_variant_may_have_seeds_of_its_own() -> None:
