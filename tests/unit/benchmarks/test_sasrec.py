@@ -1,13 +1,11 @@
 """SASRec learns a walk, sees no future, and answers as every recommender does."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from components.retriever.contract import History
-from tests.benchmarks.sasrec import SASRec, SASRecRecommender, SASRecSettings, fit_sasrec
+from tests.benchmarks.sasrec import _NO_TARGET, SASRec, SASRecRecommender, SASRecSettings, _rows, fit_sasrec
 
 RING = 10
 SETTINGS = SASRecSettings(
@@ -64,10 +62,9 @@ def test_what_comes_before_the_first_target_is_read_and_not_predicted() -> None:
     assert middle.scores[middle.items.tolist().index(5)] < middle.scores[0]
 
 
-def test_a_sequence_without_a_target_is_left_out() -> None:
-    """In a batch of its own it would have a loss that is not a number."""
-    alone = replace(SETTINGS, rows_per_batch=1)
-    lonely = fit_sasrec([np.arange(4), np.arange(5)], RING, alone, seed=0, first_targets=[4, 4])
-    (slate,) = lonely.recommend([history(0, 1, 2, 3)], 1, exclude_seen=False)
-    assert slate.items[0] == 4
-    assert np.isfinite(slate.scores).all()
+def test_pieces_are_cut_from_the_end_and_those_without_a_target_are_left_out() -> None:
+    pieces = [(items.tolist(), targets.tolist()) for items, targets in _rows(np.arange(10, 20), 4, 3)]
+    assert pieces == [([17, 18, 19], [17, 18, 19]), ([14, 15, 16], [14, 15, 16])]
+    ((_, targets),) = _rows(np.arange(10, 13), 2, 6)
+    assert targets.tolist() == [_NO_TARGET, _NO_TARGET, 12]
+    assert list(_rows(np.arange(4), 4, 6)) == []
