@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ WEIGHTS, CURVE = "model.safetensors", "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5
 _WAKE_S = 0.5
-_END_S = 10
+_END_S = 30
 
 
 def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: str) -> dict[str, Any]:
@@ -105,8 +106,11 @@ def _fit(trainer: Any) -> Any:
             thread.join(_WAKE_S)
     except KeyboardInterrupt:
         # A thread that still waits for Ray while Ray shuts down makes Ray end the process, in its own way: it goes first.
-        kill_local_actors("TrainController")
-        thread.join(_END_S)
+        # More than once: a process that renames itself just then has no name to be found by.
+        deadline = time.monotonic() + _END_S
+        while thread.is_alive() and time.monotonic() < deadline:
+            kill_local_actors("TrainController")
+            thread.join(_WAKE_S)
         raise
     if isinstance(outcome[0], Exception):
         raise outcome[0]

@@ -65,7 +65,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on_from_the_last_checkpo
         _wait_until(lambda: any(checkpoints.glob("*/checkpoints/checkpoint_manager_snapshot.json")), process, output)
         assert len(_of_this_run(tmp_path)) > 3
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(60) == 130, output.read_text()[-3000:]
     assert _of_this_run(tmp_path) == []
     assert "run the same command again" in output.read_text()
     resumed = rankgr(*arguments, folder=tmp_path)
@@ -83,5 +83,5 @@ def test_a_terminated_quickstart_ends_the_step_that_is_running(tmp_path: Path) -
     with _started(tmp_path, arguments) as (process, output):
         _wait_until(lambda: "started" in output.read_text(), process, output)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 130
+        assert process.wait(60) == 130, output.read_text()[-3000:]
     assert _of_this_run(tmp_path) == []
