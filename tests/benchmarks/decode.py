@@ -243,7 +243,7 @@ def main() -> None:
         **figures,
         "exact": exact,
     }
-    finish(result)
+    finish(result, arguments)
 
 
 if __name__ == "__main__":

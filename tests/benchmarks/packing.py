@@ -245,7 +245,7 @@ def main() -> None:
         worst = max(worst, users.pop("difference"))
         result |= users
     console.print(f"largest relative difference of gradients: {worst:.1e}", highlight=False)
-    finish({"bench": "packing", **result, "exact": worst < TOLERANCE})
+    finish({"bench": "packing", **result, "exact": worst < TOLERANCE}, arguments)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def main() -> None:
         rows.append([str(heads), *figures, times(ratios[heads]), f"{differences[heads]:.1e}"])
     title = "100 beams x 256 of 1,024 codewords, 512 positions, width 128"
     table(title, ["heads", *seconds, "vs the faster peer", "largest difference"], rows)
-    finish({"bench": "rank_head", "vs_naive": ratios[2], "max_abs_diff": max(differences.values())})
+    finish({"bench": "rank_head", "vs_naive": ratios[2], "max_abs_diff": max(differences.values())}, arguments)
 
 
 if __name__ == "__main__":

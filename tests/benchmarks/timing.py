@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-console = Console(width=120)
+console = Console(width=120, record=True)
+RESULTS = Path(__file__).parent / "results"
 Clock = Callable[[], float]
 
 
@@ -69,6 +71,7 @@ def parse(description: str | None, *, device: bool = False) -> argparse.Namespac
     """`quick`, `threads` and, where asked for, `device` from the command line; sets torch's threads."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows and repetitions, under 60 seconds")
+    parser.add_argument("--write", action="store_true", help="keep what is printed below tests/benchmarks/results")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for all sides alike")
     if device:
         parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -123,7 +126,18 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2f}x"
 
 
-def finish(result: Mapping[str, object]) -> None:
-    """The result as the last line."""
+def finish(result: Mapping[str, object], arguments: argparse.Namespace, *, folder: Path = RESULTS) -> None:
+    """The result as the last line; with `--write` all that was printed goes into `results/<bench>[-cuda].md`.
+
+    Args:
+        result: with the key `bench`.
+        arguments: of `parse`.
+        folder: where the file goes.
+    """
     rounded = {name: round(value, 3) if isinstance(value, float) and abs(value) > 1e-2 else value for name, value in result.items()}
     console.out(json.dumps(rounded), highlight=False)
+    if arguments.write:
+        name, device = str(result["bench"]), getattr(arguments, "device", "cpu")
+        command = " ".join(["python -m", f"tests.benchmarks.{name}", *(a for a in sys.argv[1:] if a != "--write")])
+        text = f"# Benchmark: {name}\n\n`{command}`\n\n```\n{console.export_text().rstrip()}\n```\n"
+        (folder / f"{name}{'' if device == 'cpu' else f'-{device}'}.md").write_text(text, "utf-8")

@@ -246,7 +246,7 @@ def main() -> None:
     console.print(f"largest difference between logits of the two models: {worst:.1e}", highlight=False)
     ratio = _against_trainer(rounds=1 if arguments.quick else 5, steps=4, device=arguments.device)
     speedup = _scaling(rounds=1 if arguments.quick else 3, steps=10 if arguments.quick else 20)
-    finish({"bench": "train_step", "vs_trainer": ratio, "ddp2_speedup": speedup, "exact": worst < TOLERANCE})
+    finish({"bench": "train_step", "vs_trainer": ratio, "ddp2_speedup": speedup, "exact": worst < TOLERANCE}, arguments)
 
 
 if __name__ == "__main__":

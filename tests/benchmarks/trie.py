@@ -120,7 +120,7 @@ def main() -> None:
     columns = ["items", *seconds, *(f"vs {name}" for name in PEERS), "exact"]
     table(f"One step, {BEAMS} beams, {CODES:,} x 2 codewords", columns, rows)
     lists, tensors = headline.values()
-    finish({"bench": "trie", "vs_callback": lists, "vs_callback_with_tensors": tensors, "exact": all_exact})
+    finish({"bench": "trie", "vs_callback": lists, "vs_callback_with_tensors": tensors, "exact": all_exact}, arguments)
 
 
 if __name__ == "__main__":
