@@ -82,9 +82,43 @@ class SplitConfig(Section):
     """Where a day begins, for the temporal protocol."""
 
 
-class SemanticIdConfig(Section):
-    """Item features and their quantization (RankGR Eq. 1)."""
+class RqVaeConfig(Section):
+    """The quantizer `rq_vae`: an autoencoder whose latent vectors are quantized residually."""
 
+    latent_dim: int = Field(32, ge=2)
+    hidden_dims: list[Annotated[int, Field(ge=2)]] = [256, 128]
+    """Widths of the encoder's layers; the decoder mirrors them."""
+    epochs: int = Field(60, ge=1)
+    batch: int = Field(1024, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    commitment: float = Field(0.25, ge=0)
+    """Weight of the pull of the encoder towards the codewords."""
+    codebook: Literal["ema", "gradient"] = "ema"
+    """How codewords learn: moving averages of what they encode, or the gradient of the codebook loss."""
+    ema_decay: float = Field(0.95, ge=0, lt=1)
+    sinkhorn: bool = False
+    """Spread the last level's codes evenly over each batch while training (optimal transport, as LC-Rec does)."""
+
+
+class AdapterConfig(Section):
+    """The collaborative signal `adapter`: a network from features to a space where items of one session lie close."""
+
+    hidden_dim: int = Field(256, ge=2)
+    epochs: int = Field(10, ge=1)
+    """Each draws four pairs an item."""
+    batch: int = Field(512, ge=2)
+    learning_rate: float = Field(3e-3, gt=0)
+    temperature: float = Field(0.1, gt=0)
+    signal_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of items whose co-occurrences are hidden in a batch, so that the network does not rest on them alone. More of it moves
+    weight from co-occurrences to content."""
+
+
+class SemanticIdConfig(Section):
+    """Item features and their quantization (RankGR Eq. 1, GenRec Eq. 1, OneRec Algorithm 1)."""
+
+    quantizer: Literal["rq_kmeans", "balanced_rq_kmeans", "rq_vae"] = "rq_kmeans"
+    """`balanced_rq_kmeans`: codewords of a level have the same number of items, give or take one."""
     levels: int = Field(2, ge=1, le=4)
     codes: int = Field(64, ge=2, le=8192)
     """Codewords a level."""
@@ -92,6 +126,7 @@ class SemanticIdConfig(Section):
     max_items_per_sid: int = Field(5, ge=1)
     """Capacity of a SID in shared mode."""
     iterations: int = Field(25, ge=1)
+    """Passes of k-means a level."""
     text_encoder: str = "tfidf"
     """`tfidf` (TF-IDF + SVD, embedded) or the name, folder or s3:// URI of a sentence-transformers model."""
     text_dim: int = Field(64, ge=2)
@@ -99,10 +134,24 @@ class SemanticIdConfig(Section):
     text_weight: float = Field(0.3, ge=0)
     embedding_weight: float = Field(1.0, ge=0)
     collaborative_weight: float = Field(1.0, ge=0)
-    collaborative: Literal["pmi", "cosine"] = "pmi"
-    """`pmi`: SVD of pointwise mutual information of neighbours in a timeline; `cosine`: SVDs of their cosine and of who had what."""
+    collaborative: Literal["pmi", "cosine", "adapter"] = "pmi"
+    """`pmi`: SVD of pointwise mutual information of neighbours in a timeline; `cosine`: SVDs of their cosine and of who had what;
+    `adapter`: a network from content and `cosine`, trained on neighbours."""
+    min_collaborative_gain: float = 0.0
+    """Refuse the collaborative signal, and take content alone, unless it finds this much more, relatively, of the neighbours in
+    timelines that it has not seen."""
     cooccurrence_window: int = Field(10, ge=1)
     """Two items of one timeline this far apart or nearer count as co-occurring."""
+    rq_vae: RqVaeConfig = RqVaeConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    workers: int = Field(0, ge=0)
+    """Ray actors that share the items; 0 works in the step's own process."""
+    earlier: str = ""
+    """Folder that an earlier step `semantic_ids` wrote: a new fit starts from its SIDs, keeps those it can and reports the churn."""
+    max_collision_rate: float = Field(1.0, ge=0, le=1)
+    """The step fails where more items than this share their SID."""
+    min_utilisation: float = Field(0.0, ge=0, le=1)
+    """The step fails where a level uses less of its codewords."""
 
     @model_validator(mode="after")
     def _some_feature(self) -> Self:
@@ -332,6 +381,8 @@ class Config(Section):
         object.__setattr__(self, "workspace", _absolute(self.workspace))
         files = {name: _absolute(getattr(self.data, name)) for name in ("logs", "items")}
         object.__setattr__(self, "data", self.data.model_copy(update=files))
+        earlier = {"earlier": _absolute(self.semantic_ids.earlier)}
+        object.__setattr__(self, "semantic_ids", self.semantic_ids.model_copy(update=earlier))
         return self
 
     @model_validator(mode="after")

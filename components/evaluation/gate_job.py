@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup
+
 from components.evaluation.gate import Decision, decide
 from components.evaluation.report import render_html
+from components.semantic_ids.report import SECTION
 from infra import storage
 from infra.logs import get_logger
 from infra.steps import Run, StepResult, content_of, run_records, run_step
 from infra.tracking import Registry
 
 STEP = "gate"
-CODE = ("components/evaluation",)
+CODE = ("components/evaluation", "components/semantic_ids/report.py", "components/semantic_ids/report.html.j2", "infra/svg.py")
 DECISION, PAGE = "decision.json", "report.html"
 
 
@@ -48,7 +51,7 @@ def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic
         report,
         decision=decision,
         loss_curve=storage.read_json(storage.join(training, "loss_curve.json")),
-        sid_stats=storage.read_json(storage.join(semantic_ids, "stats.json")),
+        sid_section=_sid_section(semantic_ids),
         examples=storage.read_json(storage.join(evaluation, "examples.json")),
         run={
             "config": run.config.public().model_dump(mode="json"),
@@ -56,3 +59,9 @@ def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic
             "seconds": {name: record.seconds for name, record in records.items()},
         },
     )
+
+
+def _sid_section(semantic_ids: str) -> Markup | None:
+    """The section that the step `semantic_ids` drew; None of a folder from before it did."""
+    uri = storage.join(semantic_ids, SECTION)
+    return Markup(storage.read_bytes(uri).decode()) if storage.exists(uri) else None  # noqa: S704 - of a committed folder, escaped there

@@ -11,8 +11,9 @@ from safetensors.torch import load
 from components.evaluation.metrics import evaluate, invalid_rate
 from components.evaluation.protocol import Cases, build_cases
 from components.evaluation.tuning import tune_baselines
-from components.retriever.bundle import codes_of, restore_model
+from components.retriever.bundle import restore_model
 from components.retriever.recommender import RetrieverRecommender, unconstrained_invalid_rate
+from components.semantic_ids.table import codes_of
 from components.semantic_ids.trie import build_trie
 from infra import records as r
 from infra import storage

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from components.evaluation import charts
 from components.evaluation.baselines import BASELINES
 from components.evaluation.gate import Decision
+from components.semantic_ids.report import format_figure, templates
 
 _METHODS = ("retriever", *reversed(BASELINES))
 _LOSSES = ("loss", "ntp", "ldpo", "bce")
@@ -26,7 +25,7 @@ def render_html(
     *,
     decision: Decision | None = None,
     loss_curve: Sequence[Mapping[str, Any]] = (),
-    sid_stats: Mapping[str, Any] | None = None,
+    sid_section: Markup | None = None,
     examples: Sequence[Mapping[str, Any]] = (),
     run: Mapping[str, Any] | None = None,
 ) -> str:
@@ -37,20 +36,20 @@ def render_html(
             `invalid_rate`, `unconstrained_invalid_rate`, `params`, `protocol`, `seconds`.
         decision: of the gate.
         loss_curve: points with `step` and any of `loss`, `ntp`, `ldpo`, `bce`.
-        sid_stats: `levels`, each with `counts` (items a codeword), `utilisation`, `perplexity`; further keys are listed.
+        sid_section: of `components.semantic_ids.report.render_section`; the one text that is not escaped here.
         examples: `user_id`, `history` and `truth` as titles, `slate` as `title` and `score`.
         run: `versions`, `data` (counts), `config`, `seconds` (a step; taken before the report's).
 
     Returns:
-        HTML; every text is escaped.
+        HTML; every other text is escaped.
     """
     run = run or {}
     methods = {name: report[name] for name in _METHODS if report.get(name)}
     metrics = _metric_names(methods)
     seconds = {name: float(value) for name, value in (run.get("seconds") or report.get("seconds") or {}).items()}
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"figure": format_figure, "pretty": _pretty}
-    return page.from_string(Path(__file__).with_name("report.html.j2").read_text("utf-8")).render(
+    pages = templates()
+    pages.filters["pretty"] = _pretty
+    page = pages.get_template("evaluation/report.html.j2").render(
         headlines=_headlines(report, methods, metrics, seconds),
         decision=decision,
         methods=methods,
@@ -58,25 +57,13 @@ def render_html(
         best=_best_methods(methods, metrics),
         bars=_bars(methods, metrics),
         loss=charts.loss_lines(loss_curve, _LOSSES) if loss_curve else None,
-        sid=sid_stats,
-        sid_facts={key: value for key, value in (sid_stats or {}).items() if key != "levels"},
-        codewords=_codewords(sid_stats or {}),
+        sid_section=sid_section,
         examples=[_example(example) for example in examples],
         steps=charts.step_bars(seconds) if seconds else None,
         facts={name: facts for name, facts in _facts(report, run).items() if facts},
         config=run.get("config"),
     )
-
-
-def format_figure(value: Any) -> str:
-    """A number for people: counts with separators, fractions with four digits, what is not finite as n/a."""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "n/a"
-        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:,.4f}" if abs(value) < 1 else f"{value:,.2f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return "n/a" if value is None else str(value)
+    return page.strip() + "\n"
 
 
 def _pretty(value: object) -> str:
@@ -135,11 +122,6 @@ def _bars(methods: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> M
     }
     kinds = {title: names for title, names in kinds.items() if names}
     return charts.metric_bars(methods, kinds) if kinds else None
-
-
-def _codewords(sid_stats: Mapping[str, Any]) -> Markup | None:
-    counts = [level["counts"] for level in sid_stats.get("levels", ()) if level.get("counts")]
-    return charts.codeword_usage(counts) if counts else None
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from components.retriever.bundle import write_bundle
-from components.semantic_ids.job import read_codebooks
 from infra import storage
 from infra.logs import get_logger
 from infra.steps import Run, StepResult, content_of, job_main, run_step
@@ -39,7 +38,7 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
             weights=storage.read_bytes(storage.join(training, "model.safetensors")),
             sids=storage.read_table(storage.join(semantic_ids, "sids.parquet")),
             catalogue=storage.read_table(storage.join(sessions, "catalogue.parquet")),
-            codebooks=read_codebooks(semantic_ids),
+            coder=semantic_ids,
             metadata={"report": report, "inputs": inputs},
         )
         registry = Registry(run.config.tracking, run.config.workspace)

@@ -2,8 +2,8 @@
 
     config.json         the run's configuration
     model.safetensors   weights; the SID codes are among them
-    sids.parquet        SIDS         codebooks.safetensors   for items to come
-    catalogue.parquet   CATALOGUE    manifest.json           sha256 of each file, hash of the SID table
+    sids.parquet        SIDS         quantizer.safetensors, features.safetensors, words.json: for items to come
+    catalogue.parquet   CATALOGUE    manifest.json: sha256 of each file, hash of the SID table
 
 A file with a wrong hash, or weights trained on another SID table, is refused before anything is loaded.
 """
@@ -20,37 +20,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from components.retriever.model import Retriever, architecture_of
 from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.coder import FILES as CODER_FILES
+from components.semantic_ids.table import codes_of, sid_hash
 from components.semantic_ids.trie import Trie, build_trie
 from infra import records as r
 from infra import storage
 from infra.config import Config
 from infra.errors import IntegrityError
 
-CONFIG, WEIGHTS, SIDS, CATALOGUE, CODEBOOKS = (
-    "config.json",
-    "model.safetensors",
-    "sids.parquet",
-    "catalogue.parquet",
-    "codebooks.safetensors",
-)
+CONFIG, WEIGHTS, SIDS, CATALOGUE = "config.json", "model.safetensors", "sids.parquet", "catalogue.parquet"
 _SID_HASH = "sid_hash"
-
-
-def codes_of(sids: pa.Table) -> npt.NDArray[np.int32]:
-    """codes_NM of a SIDS table, in the order of item indices."""
-    order = np.argsort(sids[r.ITEM_INDEX].to_numpy(), kind="stable")
-    codes = sids[r.CODES].combine_chunks()
-    return np.asarray(codes.flatten().to_numpy().reshape(len(codes), -1)[order], dtype=np.int32)
-
-
-def sid_hash(sids: pa.Table) -> str:
-    """Hash of which item has which SID; independent of popularity."""
-    return storage.hash_json({"ids": sids[r.ITEM_ID].to_pylist(), "codes": sids[r.CODES].to_pylist()})
 
 
 @dataclass(frozen=True)
@@ -140,18 +124,20 @@ def write_bundle(
     weights: bytes,
     sids: pa.Table,
     catalogue: pa.Table,
-    codebooks: npt.NDArray[np.float32],
+    coder: str,
     metadata: Mapping[str, Any],
 ) -> storage.Manifest:
     """Write and commit a bundle.
 
     Args:
         weights: a safetensors file.
+        coder: folder with the files of `components.semantic_ids.coder`.
         metadata: added to the manifest (metrics, lineage).
     """
     storage.write_bytes(storage.join(uri, CONFIG), config.to_json().encode())
     storage.write_bytes(storage.join(uri, WEIGHTS), weights)
-    storage.write_bytes(storage.join(uri, CODEBOOKS), save({"codebooks": torch.from_numpy(np.ascontiguousarray(codebooks))}))
+    for name in CODER_FILES:
+        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(coder, name)))
     storage.write_table(sids, storage.join(uri, SIDS))
     storage.write_table(catalogue, storage.join(uri, CATALOGUE))
     return storage.commit(uri, {**metadata, _SID_HASH: sid_hash(sids)})
@@ -165,7 +151,7 @@ def load_bundle(uri: str) -> Bundle:
             in another format than safetensors.
     """
     manifest = storage.open_committed(uri)
-    missing = {CONFIG, WEIGHTS, SIDS, CATALOGUE, CODEBOOKS} - manifest.files.keys()
+    missing = {CONFIG, WEIGHTS, SIDS, CATALOGUE, *CODER_FILES} - manifest.files.keys()
     if missing:
         raise IntegrityError(f"the bundle lacks {', '.join(sorted(missing))}", where=uri, mend="release the model again")
     sids = storage.read_table(storage.join(uri, SIDS))

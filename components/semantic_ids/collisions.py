@@ -1,21 +1,25 @@
 """Give every item a SID with room for it: no index token that grows, no SID over its capacity.
 
-`unique` holds one item a SID, `shared` up to `max_items_per_sid`. Items claim their own code in the order of their
-popularity; an item that finds it full moves to the nearest code with room: another last-level code first, then
-another one a level above (FORGE's handling). Deterministic.
+`unique` holds one item a SID, `shared` up to `max_items_per_sid`. The most popular items of a SID keep it. Each of the others, in
+the order of their popularity, moves to the nearest code with room: another last-level code first, then another one a level above
+(FORGE's handling). Deterministic.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from components.semantic_ids.quantize import Codes, Matrix, squared_distances
+from components.semantic_ids.quantize import decode
+from components.semantic_ids.shards import Codebook, Codes, Ints, Matrix, first_of_each, squared_distances
 from infra.errors import DataError
 
 Prefix = tuple[int, ...]
+_NEAR = 32  # codes that are tried before all of a level's are put in order
+_BLOCK = 4096
 
 
 def check_capacity(n_items: int, *, levels: int, codes: int, per_sid: int) -> None:
@@ -34,39 +38,116 @@ def check_capacity(n_items: int, *, levels: int, codes: int, per_sid: int) -> No
 
 
 def resolve_collisions(
-    codes_NM: Codes, embeddings_ND: Matrix, codebooks_MKD: Matrix, popularity_N: npt.NDArray[np.int64], *, capacity: int
+    codes_NM: Codes,
+    vectors_NL: Matrix,
+    codebooks: Sequence[Codebook],
+    popularity_N: Ints,
+    *,
+    capacity: int,
+    taken_PM: Codes | None = None,
+    before_NM: Codes | None = None,
 ) -> Codes:
     """Move items out of SIDs that are over their capacity.
 
+    Args:
+        codes_NM: the SIDs that quantization gave the items.
+        vectors_NL: what was quantized.
+        codebooks: of each level.
+        popularity_N: who keeps its SID; ties go to the lower index.
+        capacity: items a SID.
+        taken_PM: SIDs of items that are there already and stay.
+        before_NM: SIDs of an earlier table, -1 where there is none. Who had a SID before has the first right to it, and who has to
+            move goes back to where it was, if that lies below the same prefix.
+
     Returns:
-        codes_NM with at most `capacity` items a SID; the most popular items keep their own code.
+        codes_NM with at most `capacity` items a SID, those of `taken_PM` counted.
     """
-    n_codes = codebooks_MKD.shape[1]
-    check_capacity(len(codes_NM), levels=len(codebooks_MKD), codes=n_codes, per_sid=capacity)
-    used: Counter[Prefix] = Counter()
+    n_codes, levels = len(codebooks[0].codewords_KD), len(codebooks)
+    taken = np.empty((0, levels), np.int32) if taken_PM is None else taken_PM
+    before = np.full_like(codes_NM, -1) if before_NM is None else before_NM
+    check_capacity(len(codes_NM) + len(taken), levels=levels, codes=n_codes, per_sid=capacity)
+    order = np.lexsort((np.arange(len(codes_NM)), -popularity_N, (codes_NM != before).any(axis=1)))
+    stays = _keepers(codes_NM, order, taken, capacity)
+    room = _Room(np.concatenate([taken, codes_NM[stays]]), n_codes, capacity)
     result = codes_NM.copy()
-    for item in np.lexsort((np.arange(len(codes_NM)), -popularity_N)):
-        sid: Prefix = tuple(int(c) for c in codes_NM[item])
-        if used[sid] >= capacity:
-            found = _nearest_with_room(embeddings_ND[item], codebooks_MKD, used, capacity, ())
-            assert found is not None, "the capacity was checked"
-            sid = found
+    movers = order[~stays[order]]
+    for item in movers[(codes_NM[movers, :-1] == before[movers, :-1]).all(axis=1)].tolist():
+        sid: Prefix = tuple(before[item].tolist())
+        if room.below(sid):
+            room.take(sid)
             result[item] = sid
-        for level in range(1, len(sid) + 1):
-            used[sid[:level]] += 1
+            stays[item] = True
+    movers = movers[~stays[movers]]
+    for start in range(0, len(movers), _BLOCK):
+        _place(movers[start : start + _BLOCK], result, vectors_NL, codebooks, room)
     return result
 
 
-def _nearest_with_room(residual_D: Matrix, codebooks_MKD: Matrix, used: Counter[Prefix], capacity: int, prefix: Prefix) -> Prefix | None:
+def _keepers(codes_NM: Codes, order: Ints, taken_PM: Codes, capacity: int) -> npt.NDArray[np.bool_]:
+    """Which items find room in their own SID, by rank of popularity."""
+    together = np.concatenate([taken_PM, codes_NM])
+    _, sid = np.unique(together, axis=0, return_inverse=True)
+    free = np.maximum(capacity - np.bincount(sid[: len(taken_PM)], minlength=sid.max() + 1 if len(sid) else 0), 0)
+    own = sid[len(taken_PM) :][order]
+    by_sid = np.argsort(own, kind="stable")
+    stays = np.zeros(len(codes_NM), dtype=bool)
+    stays[order[by_sid[first_of_each(own[by_sid], free)]]] = True
+    return stays
+
+
+class _Room:
+    """How many items each prefix and SID holds."""
+
+    def __init__(self, codes_NM: Codes, n_codes: int, capacity: int) -> None:
+        self.n_codes, self.levels, self.capacity = n_codes, codes_NM.shape[1], capacity
+        self.used: Counter[Prefix] = Counter()
+        for level in range(1, self.levels + 1):
+            prefixes, counts = np.unique(codes_NM[:, :level], axis=0, return_counts=True)
+            self.used.update(dict(zip(map(tuple, prefixes.tolist()), counts.tolist(), strict=True)))
+
+    def below(self, prefix: Prefix) -> bool:
+        """Whether a SID with this prefix has room."""
+        return self.used[prefix] < self.capacity * int(self.n_codes ** (self.levels - len(prefix)))
+
+    def take(self, sid: Prefix) -> None:
+        """One item more."""
+        for level in range(1, len(sid) + 1):
+            self.used[sid[:level]] += 1
+
+
+def _place(items: Ints, result: Codes, vectors_NL: Matrix, codebooks: Sequence[Codebook], room: _Room) -> None:
+    """Write the new SIDs of these items into `result`, one after the other."""
+    left = vectors_NL[items] - decode(result[items], [*codebooks[:-1], Codebook.free(np.zeros_like(codebooks[-1].codewords_KD))])
+    distances = squared_distances(left, codebooks[-1].codewords_KD)
+    near = min(_NEAR, distances.shape[1])
+    nearest = np.argpartition(distances, near - 1, axis=1)[:, :near]
+    nearest = np.take_along_axis(nearest, np.lexsort((nearest, np.take_along_axis(distances, nearest, 1)), axis=1), 1)
+    for item, codes in zip(items.tolist(), nearest.tolist(), strict=True):
+        prefix: Prefix = tuple(result[item, :-1].tolist())
+        found = next(((*prefix, code) for code in codes if room.below((*prefix, code))), None)
+        found = found or _search(vectors_NL[item], codebooks, room, prefix)
+        room.take(found)
+        result[item] = found
+
+
+def _search(vector_L: Matrix, codebooks: Sequence[Codebook], room: _Room, prefix: Prefix) -> Prefix:
+    """The rest of this prefix, and where that is full, all other prefixes from near to far."""
+    left = vector_L - sum(codebooks[level].codewords_KD[code] for level, code in enumerate(prefix))
+    found = _nearest_with_room(left, codebooks, room, prefix) if not prefix or room.below(prefix) else None
+    found = found or _nearest_with_room(vector_L, codebooks, room, ())
+    assert found is not None, "the capacity was checked"
+    return found
+
+
+def _nearest_with_room(residual_L: Matrix, codebooks: Sequence[Codebook], room: _Room, prefix: Prefix) -> Prefix | None:
     """Depth-first over the codes of this level from near to far, leaving out subtrees that are full."""
-    level, (n_levels, n_codes, _) = len(prefix), codebooks_MKD.shape
-    if level == n_levels:
+    level = len(prefix)
+    if level == len(codebooks):
         return prefix
-    room_below = capacity * n_codes ** (n_levels - level - 1)
-    for code in np.argsort(squared_distances(residual_D[None], codebooks_MKD[level])[0], kind="stable"):
-        child = (*prefix, int(code))
-        if used[child] < room_below:
-            found = _nearest_with_room(residual_D - codebooks_MKD[level, code], codebooks_MKD, used, capacity, child)
+    codewords_KD = codebooks[level].codewords_KD
+    for code in np.argsort(squared_distances(residual_L[None], codewords_KD)[0], kind="stable").tolist():
+        if room.below((*prefix, code)):
+            found = _nearest_with_room(residual_L - codewords_KD[code], codebooks, room, (*prefix, code))
             if found is not None:
                 return found
     return None

@@ -2,63 +2,152 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
+from components.semantic_ids.coder import QUANTIZER, Coder, new_quantizer
+from components.semantic_ids.collaborative import held_out_pairs
 from components.semantic_ids.collisions import check_capacity, resolve_collisions
-from components.semantic_ids.features import item_features
-from components.semantic_ids.quantize import Matrix, ResidualKMeans
-from components.semantic_ids.stats import sid_statistics
+from components.semantic_ids.features import ItemFeatures, item_features
+from components.semantic_ids.life_cycle import churn, earlier_codes
+from components.semantic_ids.ray_shards import ROWS_A_FILE, ray_shards, write_blocks
+from components.semantic_ids.report import SECTION, render_page, render_section
+from components.semantic_ids.shards import Codes, LocalShards, Matrix, Shards
+from components.semantic_ids.stats import prefix_hit_rate, sid_statistics
+from components.semantic_ids.table import sids_table
 from infra import records as r
 from infra import storage
+from infra.cluster import ray_session
 from infra.config import Config, SemanticIdConfig
-from infra.logs import get_logger
+from infra.errors import DataError
+from infra.logs import ProgressMeter, get_logger
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 STEP = "semantic_ids"
-CODE = ("components/semantic_ids", "infra/records.py")
-SIDS, CODEBOOKS, STATS = "sids.parquet", "codebooks.safetensors", "stats.json"
+CODE = ("components/semantic_ids", "infra/records.py", "infra/svg.py")
+SIDS, STATS, PAGE = "sids.parquet", "stats.json", "report.html"
+_BLOCKS, _NAMED = "blocks", 5
+_SETTINGS_OF_NO_RESULT = {"workers", "max_collision_rate", "min_utilisation"}
 
 
 def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[str, Any]:
-    """Write the SID table, the codebooks and their statistics below `out_uri`.
+    """Write the SID table, what gave the items their SIDs, statistics and a report below `out_uri`.
 
     Returns:
         the headline figures of the statistics.
 
     Raises:
-        DataError: too small a code space, unusable features.
+        DataError: too small a code space, unusable features, an earlier table of another shape.
     """
     settings = config.semantic_ids
     catalogue = storage.read_table(storage.join(sessions_uri, "catalogue.parquet"))
-    capacity = items_per_sid(settings)
-    check_capacity(len(catalogue), levels=settings.levels, codes=settings.codes, per_sid=capacity)
+    ids, popularity = catalogue[r.ITEM_ID].to_pylist(), catalogue[r.POPULARITY].to_numpy()
+    check_capacity(len(catalogue), levels=settings.levels, codes=settings.codes, per_sid=items_per_sid(settings))
+    before = _earlier(settings, ids)
+    timelines = training_items(storage.read_table(storage.join(sessions_uri, "timelines")))
     features = item_features(
-        catalogue[r.TEXT].to_pylist(),
-        catalogue[r.EMBEDDING].to_pylist(),
-        training_items(storage.read_table(storage.join(sessions_uri, "timelines"))),
-        settings,
-        item_ids=catalogue[r.ITEM_ID].to_pylist(),
-        seed=config.seed,
+        catalogue[r.TEXT].to_pylist(), catalogue[r.EMBEDDING].to_pylist(), timelines, settings, item_ids=ids, seed=config.seed
     )
-    get_logger(STEP).info("features", items=len(features), width=features.shape[1])
-    quantizer = ResidualKMeans(settings.levels, settings.codes, settings.iterations, config.seed).fit(features)
-    encoded = quantizer.encode(features)
-    popularity = catalogue[r.POPULARITY].to_numpy()
-    codes = resolve_collisions(encoded, features, quantizer.codebooks_MKD, popularity, capacity=capacity)
-    stats = sid_statistics(features, encoded, codes, quantizer.codebooks_MKD)
-    table = pa.table(
-        [catalogue[r.ITEM_INDEX], catalogue[r.ITEM_ID], pa.array(codes.tolist(), pa.list_(pa.int32())), catalogue[r.POPULARITY]],
-        schema=r.SIDS,
-    )
-    storage.write_table(table, storage.join(out_uri, SIDS))
-    storage.write_bytes(storage.join(out_uri, CODEBOOKS), save({"codebooks": quantizer.codebooks_MKD}))
+    get_logger(STEP).info("features", items=len(ids), width=features.features_ND.shape[1])
+    if features.without_features:
+        blank = [ids[i] for i in np.flatnonzero(~features.features_ND.any(axis=1))[:_NAMED]]
+        get_logger(STEP).warning("items without a feature share the codes nearest the mean", items=features.without_features, such_as=blank)
+    coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
+    encoded = _fit(coder, features.features_ND, config, before, out_uri)
+    vectors = coder.quantizer.project(features.features_ND)
+    codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=items_per_sid(settings), before_NM=before)
+    stats = sid_statistics(vectors, encoded, codes, coder.quantizer.codebooks)
+    stats["quantizer"], stats["without_features"], stats["signal"] = settings.quantizer, features.without_features, features.acceptance
+    stats["prefix_hit_rate"] = prefix_hit_rate(codes, held_out_pairs(timelines, window=settings.cooccurrence_window, seed=config.seed))
+    stats |= {} if before is None else {"churn": churn(before, codes)}
+    storage.write_table(sids_table(catalogue, codes), storage.join(out_uri, SIDS))
+    coder.write(out_uri)
     storage.write_json(storage.join(out_uri, STATS), stats)
-    headline = {key: stats[key] for key in ("items", "collision_rate_before", "collision_rate", "largest_bucket", "reconstruction_error")}
-    return {**headline, "utilisation": [level["utilisation"] for level in stats["levels"]]}
+    _write_report(catalogue, features, codes, stats, out_uri)
+    return _headline(stats)
+
+
+def _fit(coder: Coder, features_ND: Matrix, config: Config, before_NM: Codes | None, out_uri: str) -> Codes:
+    settings = config.semantic_ids
+    passes = settings.rq_vae.epochs if settings.quantizer == "rq_vae" else settings.levels * settings.iterations
+    meter = ProgressMeter(passes, step=STEP, unit="passes")
+    with _shards(features_ND, config, out_uri) as shards:
+        codes = coder.quantizer.fit(shards, before_NM=before_NM, tell=lambda level, _: meter.advance(1, level=level + 1))
+    meter.close()
+    return codes
+
+
+@contextmanager
+def _shards(features_ND: Matrix, config: Config, out_uri: str) -> Iterator[Shards]:
+    """The features in this process or, with `semantic_ids.workers`, on Ray actors that read them from files."""
+    workers = config.semantic_ids.workers
+    if not workers:
+        yield LocalShards(features_ND, threads=os.cpu_count() or 1)
+        return
+    folder = storage.join(out_uri, _BLOCKS)
+    uris = write_blocks((features_ND[i : i + ROWS_A_FILE] for i in range(0, len(features_ND), ROWS_A_FILE)), folder)
+    with ray_session(config.cluster), ray_shards(uris, workers=workers) as shards:
+        yield shards
+    storage.remove(folder)
+
+
+def _earlier(settings: SemanticIdConfig, item_ids: list[str]) -> Codes | None:
+    if not settings.earlier:
+        return None
+    table = storage.read_table(storage.join(settings.earlier, SIDS))
+    return earlier_codes(table, item_ids, levels=settings.levels, codes=settings.codes)
+
+
+def _write_report(catalogue: pa.Table, features: ItemFeatures, codes_NM: Codes, stats: dict[str, Any], out_uri: str) -> None:
+    section = render_section(
+        stats,
+        features_ND=features.features_ND,
+        final_NM=codes_NM,
+        titles=catalogue[r.TITLE].to_pylist(),
+        popularity_N=catalogue[r.POPULARITY].to_numpy(),
+        categories=catalogue[r.CATEGORY].to_pylist(),
+        acceptance=features.acceptance,
+    )
+    storage.write_bytes(storage.join(out_uri, SECTION), section.encode())
+    storage.write_bytes(storage.join(out_uri, PAGE), render_page(section, "Semantic IDs").encode())
+
+
+def _headline(stats: dict[str, Any]) -> dict[str, Any]:
+    names = ("items", "quantizer", "collision_rate_before", "collision_rate", "largest_bucket", "moved", "reconstruction_error")
+    levels = {name: [level[name] for level in stats["levels"]] for name in ("utilisation", "perplexity", "gini")}
+    more = {"churn": stats["churn"]["changed"]} if "churn" in stats else {}
+    return {name: stats[name] for name in names} | levels | more | {"signal": stats["signal"]}
+
+
+def check_limits(result: StepResult, settings: SemanticIdConfig) -> None:
+    """Stop a run whose SIDs are worse than allowed, before anything is trained on them.
+
+    Args:
+        result: of the step; its report is named in the error.
+        settings: the limits.
+
+    Raises:
+        DataError: with the figures and the limits; one that is not a number fails too.
+    """
+    figures = result.metadata
+    worst = min(figures["utilisation"])
+    failed = []
+    if not figures["collision_rate"] <= settings.max_collision_rate:
+        failed.append(f"collision rate {figures['collision_rate']:.4f} is above max_collision_rate {settings.max_collision_rate}")
+    if not worst >= settings.min_utilisation:
+        failed.append(f"utilisation {worst:.4f} is below min_utilisation {settings.min_utilisation}")
+    if failed:
+        raise DataError(
+            f"the semantic IDs are refused: {'; '.join(failed)}",
+            where=storage.join(result.uri, PAGE),
+            mend="try semantic_ids.quantizer=balanced_rq_kmeans, other codes or levels, collisions=unique, or change the limits",
+        )
 
 
 def items_per_sid(settings: SemanticIdConfig) -> int:
@@ -76,21 +165,25 @@ def training_items(timelines: pa.Table) -> list[np.ndarray]:
 
 
 def read_codebooks(uri: str) -> Matrix:
-    """codebooks_MKD of a SID folder."""
-    return np.asarray(load(storage.read_bytes(storage.join(uri, CODEBOOKS)))["codebooks"])
+    """codebooks_MKL of a SID folder."""
+    return np.asarray(load(storage.read_bytes(storage.join(uri, QUANTIZER)))["codebooks"])
 
 
-def step(run: Run, sessions: str) -> StepResult:
-    """The step `semantic_ids`: catalogue and training timelines to the SID table."""
-    settings = {"semantic_ids": run.config.semantic_ids.model_dump(), "seed": run.config.seed}
-    return run_step(
+def step(run: Run, sessions: str, *, hold_to_limits: bool = True) -> StepResult:
+    """The step `semantic_ids`: catalogue and training timelines to the SID table, which is held against its limits."""
+    own = run.config.semantic_ids
+    inputs = {"sessions": content_of(sessions)} | ({"earlier": content_of(own.earlier)} if own.earlier else {})
+    result = run_step(
         run,
         STEP,
         lambda out_uri: build_semantic_ids(run.config, sessions, out_uri),
-        settings=settings,
-        inputs={"sessions": content_of(sessions)},
+        settings={"semantic_ids": own.model_dump(exclude=_SETTINGS_OF_NO_RESULT), "seed": run.config.seed},
+        inputs=inputs,
         code=CODE,
     )
+    if hold_to_limits:
+        check_limits(result, own)
+    return result
 
 
 if __name__ == "__main__":

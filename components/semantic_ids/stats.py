@@ -1,54 +1,159 @@
-"""How good a SID table is: collisions, use of the codebooks, reconstruction."""
+"""How good a SID table is: collisions, use of the codebooks level by level, reconstruction, neighbours.
+
+Shapes: N items, L width that is quantized, M levels, K codewords a level, P pairs of items.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from components.semantic_ids.quantize import Codes, Matrix, decode
+from components.semantic_ids.quantize import decode
+from components.semantic_ids.shards import ROWS, Codebook, Codes, Ints, Matrix
 
 
-def sid_statistics(features_ND: Matrix, encoded_NM: Codes, final_NM: Codes, codebooks_MKD: Matrix) -> dict[str, Any]:
+def sid_statistics(vectors_NL: Matrix, encoded_NM: Codes, final_NM: Codes, codebooks: Sequence[Codebook]) -> dict[str, Any]:
     """Figures of a SID table as JSON values.
 
     Args:
-        features_ND: what was quantized.
+        vectors_NL: what was quantized.
         encoded_NM: nearest codes, before collisions were resolved.
         final_NM: the table.
-        codebooks_MKD: the codewords.
+        codebooks: one a level.
 
     Returns:
-        `collision_rate` (share of items that share their SID) before and after, `largest_bucket`, `moved` items,
-        `reconstruction_error` (share of the variance lost), and per level `utilisation` (share of codewords used),
-        `perplexity` (2 to the entropy) and the `counts` of codewords, falling.
+        `items`, `sids` (distinct ones), `collision_rate` (share of items that share their SID) before and after,
+        `largest_bucket` (items of the fullest SID), `moved` items, `duplicates` (items whose vector is exactly that of another
+        item), `reconstruction_error` (share of the variance lost), and of each of the `levels` what `level_statistics` tells
+        and `conditional_entropy`: bits that a codeword adds once the codewords before it are known. A level in the middle with
+        much less entropy than its neighbours is the hourglass of residual quantization (arXiv:2407.21488).
     """
-    n_codes = codebooks_MKD.shape[1]
-    error = ((features_ND - decode(final_NM, codebooks_MKD)) ** 2).sum()
-    spread = ((features_ND - features_ND.mean(axis=0)) ** 2).sum()
+    groups_NM = prefix_groups(final_NM)
+    sizes = np.bincount(groups_NM[:, -1])
+    joint = [0.0, *(entropy(np.bincount(groups)) for groups in groups_NM.T)]
+    levels = [
+        level_statistics(np.bincount(codes_N, minlength=len(book.codewords_KD)))
+        for codes_N, book in zip(final_NM.T, codebooks, strict=True)
+    ]
+    for level, figures in enumerate(levels):
+        figures["conditional_entropy"] = max(joint[level + 1] - joint[level], 0.0)
     return {
         "items": len(final_NM),
-        "collision_rate_before": _collision_rate(encoded_NM),
-        "collision_rate": _collision_rate(final_NM),
-        "largest_bucket": max(Counter(map(tuple, final_NM.tolist())).values()),
+        "sids": len(sizes),
+        "collision_rate_before": _collision_rate(bucket_sizes(encoded_NM)),
+        "collision_rate": _collision_rate(sizes),
+        "largest_bucket": int(sizes.max()),
         "moved": int((encoded_NM != final_NM).any(axis=1).sum()),
-        "reconstruction_error": float(error / max(spread, 1e-12)),
-        "levels": [_level_statistics(final_NM[:, level], n_codes) for level in range(final_NM.shape[1])],
+        "duplicates": _duplicates(vectors_NL),
+        "reconstruction_error": _reconstruction_error(vectors_NL, final_NM, codebooks),
+        "levels": levels,
     }
 
 
-def _collision_rate(codes_NM: Codes) -> float:
-    buckets = Counter(map(tuple, codes_NM.tolist()))
-    return sum(count for count in buckets.values() if count > 1) / max(len(codes_NM), 1)
+def prefix_hit_rate(codes_NM: Codes, pairs_P2: npt.NDArray[np.integer]) -> dict[str, Any]:
+    """How often items that belong together begin with the same codewords.
+
+    Args:
+        codes_NM: the table.
+        pairs_P2: rows of the table that occurred together; pairs of an item with itself say nothing and are left out.
+
+    Returns:
+        `pairs` (how many were left), and lists with a figure a level, of the first codeword, the first two, ...: `rates` (share
+        of pairs that have them in common), `chance` (that of two different items drawn evenly) and `chance_popular` (that of two
+        items drawn as often as they stand in pairs, so that popular items in few codewords do not pass for neighbours).
+        Without pairs the lists hold None, but `chance`.
+    """
+    left, right = pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]].T
+    assert pairs_P2.size == 0 or pairs_P2.min() >= 0, "no item is missing"
+    rates: list[float | None] = []
+    popular: list[float | None] = []
+    chance: list[float] = []
+    for groups_N in prefix_groups(codes_NM).T:
+        sizes = np.bincount(groups_N).astype(np.float64)
+        ends = np.bincount(groups_N[left], minlength=len(sizes)) + np.bincount(groups_N[right], minlength=len(sizes))
+        rates.append(float((groups_N[left] == groups_N[right]).mean()) if len(left) else None)
+        chance.append(float((sizes * (sizes - 1)).sum() / max(len(codes_NM) * (len(codes_NM) - 1), 1)))
+        popular.append(float((ends.astype(np.float64) ** 2).sum() / (2 * len(left)) ** 2) if len(left) else None)
+    return {"pairs": len(left), "rates": rates, "chance": chance, "chance_popular": popular}
 
 
-def _level_statistics(codes_N: npt.NDArray[np.integer], n_codes: int) -> dict[str, Any]:
-    counts = np.bincount(codes_N, minlength=n_codes)
-    share = counts[counts > 0] / counts.sum()
+def level_statistics(counts_K: npt.NDArray[np.integer]) -> dict[str, Any]:
+    """How a level uses its codewords.
+
+    Args:
+        counts_K: items of each codeword, at least one item in all.
+
+    Returns:
+        `utilisation` (share of codewords used), `entropy` in bits, `perplexity` (2 to the entropy: as many codewords, evenly used,
+        would tell as much), `gini` (over all codewords; 0 is even), `size_min` and `size_max` (items of the rarest and of
+        the most frequent codeword) and the `counts`, falling.
+    """
+    bits = entropy(counts_K)
     return {
-        "utilisation": float((counts > 0).mean()),
-        "perplexity": float(2 ** -(share * np.log2(share)).sum()),
-        "counts": sorted(counts.tolist(), reverse=True),
+        "utilisation": float((counts_K > 0).mean()),
+        "perplexity": 2**bits,
+        "entropy": bits,
+        "gini": gini(counts_K),
+        "size_min": int(counts_K.min()),
+        "size_max": int(counts_K.max()),
+        "counts": sorted(counts_K.tolist(), reverse=True),
     }
+
+
+def entropy(counts: npt.NDArray[np.integer]) -> float:
+    """Bits of the distribution that the counts are of; 0 where there is nothing."""
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return max(float(-(share * np.log2(share)).sum()), 0.0)
+
+
+def gini(counts: npt.NDArray[np.integer]) -> float:
+    """Gini coefficient: 0 where all counts are equal, (K - 1) / K where one of K has everything; 0 where there is nothing."""
+    rising = np.sort(counts).astype(np.float64)
+    ranks = np.arange(1, len(rising) + 1)
+    # Half the mean difference between two counts over their mean.
+    return max(float(((2 * ranks - len(rising) - 1) * rising).sum() / max(len(rising) * rising.sum(), 1.0)), 0.0)
+
+
+def bucket_sizes(codes_NM: Codes) -> Ints:
+    """Items of each SID that is used, in the order of the SIDs."""
+    return np.bincount(prefix_groups(codes_NM)[:, -1]).astype(np.int64)
+
+
+def prefix_groups(codes_NM: Codes) -> Ints:
+    """groups_NM: a number for the first codeword, the first two, ... of each item, without gaps and in the order of the prefixes."""
+    groups_NM = np.empty(codes_NM.shape, np.int64)
+    before = np.zeros(len(codes_NM), np.int64)
+    for level, codes_N in enumerate(codes_NM.T):
+        # Numbers stay below N, so that the product fits whatever the number of levels.
+        _, before = np.unique(before * (int(codes_N.max()) + 1) + codes_N, return_inverse=True)
+        groups_NM[:, level] = before
+    return groups_NM
+
+
+def _collision_rate(sizes: Ints) -> float:
+    return float(sizes[sizes > 1].sum() / sizes.sum())
+
+
+def _duplicates(vectors_NL: Matrix) -> int:
+    """Rows that occur more than once; by their hashes, which a million wide rows have room for."""
+    seen: dict[bytes, int] = {}
+    for start in range(0, len(vectors_NL), ROWS):
+        for row in np.ascontiguousarray(vectors_NL[start : start + ROWS]) + 0.0:  # -0.0 becomes 0.0
+            key = blake2b(row, digest_size=16).digest()
+            seen[key] = seen.get(key, 0) + 1
+    return sum(count for count in seen.values() if count > 1)
+
+
+def _reconstruction_error(vectors_NL: Matrix, codes_NM: Codes, codebooks: Sequence[Codebook]) -> float:
+    """Share of the variance lost, block by block: no second matrix of that size."""
+    mean_L = vectors_NL.mean(axis=0, dtype=np.float64)
+    error = spread = 0.0
+    for start in range(0, len(vectors_NL), ROWS):
+        block, codes = vectors_NL[start : start + ROWS], codes_NM[start : start + ROWS]
+        error += float(((block - decode(codes, codebooks)) ** 2).sum(dtype=np.float64))
+        spread += float(((block - mean_L) ** 2).sum())
+    return error / max(spread, 1e-12)

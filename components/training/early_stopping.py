@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributed import all_reduce
 
-from components.retriever.bundle import codes_of
 from components.retriever.contract import History, Ints
 from components.retriever.model import Retriever
 from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.table import codes_of
 from components.semantic_ids.trie import build_trie
 from infra import records as r
 from infra.config import Config

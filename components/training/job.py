@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 # What brings torch is imported where it is used: a finished step is skipped without it.
 STEP = "training"
-CODE = ("components/training", "components/retriever", "components/semantic_ids/trie.py", "infra/records.py")
+CODE = (
+    "components/training",
+    "components/retriever",
+    "components/semantic_ids/table.py",
+    "components/semantic_ids/trie.py",
+    "infra/records.py",
+)
 WEIGHTS, CURVE = "model.safetensors", "loss_curve.json"
 _RUN = "checkpoints"
 _TELL_EVERY = 5

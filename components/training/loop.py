@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from components.retriever.bundle import codes_of
 from components.retriever.codeword_init import start_from_codebooks
 from components.retriever.model import Retriever
 from components.retriever.packing import Batch, Row
+from components.semantic_ids.table import codes_of
 from components.training.data import epoch_batches, plan_batches
 from components.training.early_stopping import EarlyStopping
 from infra.config import Config, LossConfig, TrainingConfig

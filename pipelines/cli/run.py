@@ -33,7 +33,7 @@ def run(
 
     Example: `rankgr run --preset kuairand --logs interactions.parquet --items items.parquet`
     """
-    settings = _checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
     if dry_run:
         announce(settings, [f"run the step {name}" for name in _STEPS])
         return
@@ -56,7 +56,7 @@ def train(
 
     Example: `rankgr train --config run.yaml --set training.epochs=3`
     """
-    settings = _checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
     if dry_run:
         announce(settings, [f"run the step {name}" for name in _STEPS[:3]])
         return
@@ -79,7 +79,7 @@ def evaluate(
     """
     from components.evaluation import job as evaluation_job
 
-    settings = _checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
     if dry_run:
         announce(settings, [f"run the step {name}" for name in _STEPS[:4]])
         return
@@ -134,7 +134,7 @@ def compile_pipeline(
     sys.stdout.write(f"{output}\n")
 
 
-def _checked(settings: Config) -> Config:
+def checked(settings: Config) -> Config:
     """Find what is wrong with the logs before anything is started."""
     sessions_job.check_sources(settings.data)
     return settings

@@ -28,10 +28,11 @@ from safetensors.torch import load
 from components.evaluation.metrics import evaluate
 from components.evaluation.protocol import Cases, build_cases
 from components.evaluation.tuning import tune_baselines
-from components.retriever.bundle import codes_of, restore_model
+from components.retriever.bundle import restore_model
 from components.retriever.contract import Recommender
 from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.job import step as semantic_ids_step
+from components.semantic_ids.table import codes_of
 from components.semantic_ids.trie import build_trie
 from components.sessions.job import step as sessions_step
 from components.training.data import first_target_ms
@@ -46,7 +47,7 @@ from infra.steps import Run, content_of, run_step
 from tests.benchmarks.amazon import write_beauty
 from tests.benchmarks.data import data_folder
 from tests.benchmarks.kuairand import write_kuairand_histories
-from tests.benchmarks.quality_report import Results, write_report
+from tests.benchmarks.quality_report import Results, told, write_report
 from tests.benchmarks.sasrec import SASRecSettings, fit_sasrec
 
 Figures = dict[str, float]
@@ -307,15 +308,6 @@ def parse_variants(texts: Sequence[str], seeds: Sequence[int]) -> dict[str, list
     return found
 
 
-def _told(arguments: Sequence[str]) -> list[str]:
-    """The arguments without the workspace, which is nobody else's."""
-    kept = list(arguments)
-    if "--workspace" in kept:
-        at = kept.index("--workspace")
-        kept[at : at + 2] = []
-    return [text for text in kept if not text.startswith("--workspace=")]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__.partition("\n")[0])
@@ -337,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stack.enter_context(ray_session(load_config(preset=task.preset).cluster))
         bench = Bench(task, workspace, quick=options.quick)
         results = measure_all(bench, variants, seeds, sweeps=not options.no_sweeps)
-    command = " ".join(["python -m tests.benchmarks.quality", *_told(arguments or sys.argv[1:])])
+    command = f"python -m tests.benchmarks.quality {told(arguments or sys.argv[1:])}"
     config = bench.config((), seed=seeds[0])
     summary = write_report(results, task.name, command, config, folder=workspace if options.quick else None)
     sys.stdout.write(json.dumps(summary) + "\n")

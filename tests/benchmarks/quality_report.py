@@ -62,7 +62,7 @@ def write_report(results: Results, data: str, command: str, config: Config, *, f
     folder.mkdir(parents=True, exist_ok=True)
     shown = SHOWN[data]
     settings = sorted(next(iter(results.methods.values()))[0], key=lambda s: (not s.startswith("test"), "excluded" in s))
-    lines = [f"# Quality: {data}", "", *_origin(command)]
+    lines = [f"# Quality: {data}", "", *origin(command)]
     for setting in settings:
         lines += ["", f"## {setting.capitalize()}", "", *_table(results.methods, setting, shown)]
     for name, figures in results.sweeps.items():
@@ -100,7 +100,8 @@ def sweep_plot(figures: Mapping[str, Figures], metrics: Sequence[str], label: st
     return sink.getvalue()
 
 
-def _origin(command: str) -> list[str]:
+def origin(command: str) -> list[str]:
+    """What the figures were made with."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray", "polars", "numpy"))
     return [
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; Python {platform.python_version()}, {versions};",
@@ -109,11 +110,20 @@ def _origin(command: str) -> list[str]:
     ]
 
 
+def told(arguments: Sequence[str]) -> str:
+    """The arguments without the workspace, which is nobody else's."""
+    kept = list(arguments)
+    if "--workspace" in kept:
+        at = kept.index("--workspace")
+        kept[at : at + 2] = []
+    return " ".join(text for text in kept if not text.startswith("--workspace="))
+
+
 def _table(methods: Mapping[str, Sequence[Mapping[str, Figures]]], setting: str, shown: Sequence[str]) -> list[str]:
     lines = [f"| | seeds | {' | '.join(shown)} |", "|---|" + "---|" * (1 + len(shown))]
     for name in NAMES:
         if name in methods:
-            cells = [_cell([run[setting][metric] for run in methods[name]]) for metric in shown]
+            cells = [cell([run[setting][metric] for run in methods[name]]) for metric in shown]
             lines.append(f"| {NAMES[name]} | {len(methods[name])} | {' | '.join(cells)} |")
     return lines
 
@@ -123,7 +133,8 @@ def _sweep_table(figures: Mapping[str, Figures], shown: Sequence[str]) -> list[s
     return lines + [f"| {value} | {' | '.join(_number(row[metric]) for metric in shown)} |" for value, row in figures.items()]
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Mean and, of more than one, sample deviation."""
     if len(values) == 1:
         return _number(values[0])
     return f"{_number(float(np.mean(values)))} ± {_number(float(np.std(values, ddof=1)))}"

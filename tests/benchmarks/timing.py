@@ -67,7 +67,9 @@ def _after_the_device() -> float:
     return time.perf_counter()
 
 
-def parse(description: str | None, *, device: bool = False) -> argparse.Namespace:
+def parse(
+    description: str | None, *, device: bool = False, extra: Callable[[argparse.ArgumentParser], None] = lambda _: None
+) -> argparse.Namespace:
     """`quick`, `threads` and, where asked for, `device` from the command line; sets torch's threads."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows and repetitions, under 60 seconds")
@@ -75,6 +77,7 @@ def parse(description: str | None, *, device: bool = False) -> argparse.Namespac
     parser.add_argument("--threads", type=int, default=1, help="of torch, for all sides alike")
     if device:
         parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    extra(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     return arguments
@@ -107,7 +110,8 @@ def processor() -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; all columns but the first are figures."""
-    shown = Table(title=title, title_justify="left")
+    console.print(title, style="bold", highlight=False)
+    shown = Table()
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left")
     for row in rows:

@@ -40,11 +40,12 @@ def test_every_rankgr_command_runs(command: str, finished: Finished) -> None:
     arguments = shlex.split(command)[1:]
     log = finished.folder / "events.csv"
     arguments = [
-        str(log) if a.startswith("events.") else str(log.with_name("items.csv")) if a.startswith("items.") else a for a in arguments
+        str(log) if a.startswith("events.") else str(log.with_name("items.csv")) if a.startswith(("items.", "new_items.")) else a
+        for a in arguments
     ]
     if arguments[0] not in READS_ONLY:
         arguments.append("--dry-run")
-    if "--logs" in arguments:  # the README's column names are an example
+    if {"--logs", "--items"} & set(arguments):  # the README's column names are an example
         arguments += ["--set", "data.columns.user_id=uid", "--set", "data.columns.item_id=sku"]
         arguments += ["--set", "data.columns.timestamp=at", "--set", "data.columns.level=stage", "--set", "data.level_rules={}"]
         arguments += ["--set", "data.columns.request_id=null"]
@@ -69,7 +70,7 @@ def test_every_benchmark_takes_the_options_that_are_shown(
 def test_every_command_has_help_with_an_example() -> None:
     names = re.findall(r"^│ ([a-z]+) ", rankgr("--help", folder=ROOT).stdout, flags=re.MULTILINE)
     assert {"quickstart", "doctor", "run", "train", "evaluate", "precompute", "serve", "recommend", "report"} <= set(names)
-    for name in sorted((set(names) - {"data", "config"}) | {"data get", "data describe", "config show"}):
+    for name in sorted((set(names) - {"data", "config"}) | {"data get", "data describe", "config show", "sids add", "sids plan"}):
         help_text = rankgr(*name.split(), "--help", folder=ROOT).stdout
         assert "Example" in help_text
         for option in ("--config", "--set", "--dry-run") if name != "compile" else ("--dry-run",):

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.retriever.bundle import codes_of, restore_model
+from components.retriever.bundle import restore_model
 from components.retriever.model import Retriever
 from components.retriever.packing import Batch
+from components.semantic_ids.table import codes_of
 from components.training.data import epoch_batches, plan_batches, training_rows
 from components.training.early_stopping import EarlyStopping
 from components.training.job import train_retriever

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from components.retriever.bundle import CONFIG, WEIGHTS, codes_of, load_bundle, restore_model, sid_hash, write_bundle
+from components.retriever.bundle import CONFIG, WEIGHTS, load_bundle, restore_model, write_bundle
 from components.retriever.contract import History
 from components.retriever.model import Retriever
 from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.table import codes_of, sid_hash
 from components.semantic_ids.trie import build_trie
 from components.training.checkpoint import trained_state
 from infra import records, storage

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from components.semantic_ids.collisions import check_capacity, resolve_collisions
 from components.semantic_ids.quantize import encode
+from components.semantic_ids.shards import Codebook
 from infra.errors import DataError
 
 # Points on a line: the first level in steps of 100, the second in steps of 10, so that every distance is read off.
-CODEBOOKS = np.array([[[0], [100], [200]], [[0], [10], [20]]], dtype=np.float32)
+CODEBOOKS = [Codebook.free(np.array(codewords, np.float32)) for codewords in ([[0], [100], [200]], [[0], [10], [20]])]
 
 
 def resolve(places: list[float], popularity: list[int], *, capacity: int = 1) -> list[list[int]]:
@@ -36,9 +37,16 @@ def test_ties_of_popularity_go_to_the_lower_index() -> None:
     assert resolve([110, 110, 110], [5, 5, 5]) == [[1, 1], [1, 0], [1, 2]]
 
 
-def test_an_item_finds_its_own_code_taken_by_one_that_moved_before() -> None:
-    # The second item moves to 100 = (1, 0), where the third, less popular one would have been; that goes to (1, 2).
-    assert resolve([110, 108, 101], [9, 5, 1]) == [[1, 1], [1, 0], [1, 2]]
+def test_an_item_that_moves_takes_nobody_elses_own_code() -> None:
+    # 100 = (1, 0) is nearest to the second item, but the third one's own, less popular as that is.
+    assert resolve([110, 108, 101], [9, 5, 1]) == [[1, 1], [1, 2], [1, 0]]
+
+
+def test_items_that_are_there_already_stay_and_count() -> None:
+    vectors = np.array([[110], [110]], np.float32)
+    taken = np.array([[1, 1], [1, 0]], np.int32)
+    codes = resolve_collisions(encode(vectors, CODEBOOKS), vectors, CODEBOOKS, np.array([2, 1]), capacity=1, taken_PM=taken)
+    assert codes.tolist() == [[1, 2], [2, 0]]
 
 
 def test_a_full_prefix_sends_an_item_to_its_neighbour_at_the_level_above() -> None:

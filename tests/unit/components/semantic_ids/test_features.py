@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
-from components.semantic_ids.features import cosine_features, item_features, pmi_features, text_features
+from components.semantic_ids.collaborative import pmi_features, unit
+from components.semantic_ids.encoder import FeatureEncoder, TextEncoder
+from components.semantic_ids.features import ItemFeatures, item_features
 from infra.config import SemanticIdConfig
 from infra.errors import DataError, ServiceError
 
 TEXTS = ["star wars", "star trek", "love story", ""]
 
 
-def features(
+def built(
     *,
     texts: list[str] | None = None,
     embeddings: list[list[float] | None] | None = None,
     timelines: list[list[int]] | None = None,
     **settings: Any,
-) -> np.ndarray:
+) -> ItemFeatures:
     n_items = len(texts or embeddings or [0] * 4)
     config = SemanticIdConfig(**{"text_dim": 2, "collaborative_dim": 2, **settings})
     return item_features(
@@ -32,6 +36,10 @@ def features(
         item_ids=[f"item-{number}" for number in range(n_items)],
         seed=0,
     )
+
+
+def features(**arguments: Any) -> np.ndarray:
+    return built(**arguments).features_ND
 
 
 def test_each_part_has_the_length_of_its_weight() -> None:
@@ -67,13 +75,13 @@ def test_no_feature_at_all_is_an_error_with_a_way_out() -> None:
 
 
 def test_texts_that_share_a_word_are_nearer_than_those_that_do_not() -> None:
-    vectors = text_features(TEXTS, SemanticIdConfig(text_dim=3), seed=0)
+    vectors = TextEncoder.fit(TEXTS, SemanticIdConfig(text_dim=3), seed=0).encode(TEXTS)
     assert vectors[0] @ vectors[1] > 0.1
     assert abs(vectors[0] @ vectors[2]) < 1e-6
 
 
 def test_texts_that_are_all_the_same_are_no_error() -> None:
-    vectors = text_features(["same words"] * 4, SemanticIdConfig(text_dim=2), seed=0)
+    vectors = TextEncoder.fit(["same words"] * 4, SemanticIdConfig(text_dim=2), seed=0).encode(["same words"] * 4)
     assert np.isfinite(vectors).all()
     np.testing.assert_allclose(vectors, vectors[:1].repeat(4, axis=0), atol=1e-6)
 
@@ -101,79 +109,109 @@ def test_embeddings_of_different_widths_are_an_error() -> None:
         features(embeddings=[[1, 2], [1, 2, 3]])
 
 
-def ppmi(timelines: list[list[int]], n_items: int, window: int) -> np.ndarray:
-    """What the collaborative vectors factorise, in plain loops."""
-    counts = np.zeros((n_items, n_items))
-    for items in timelines:
-        for i, first in enumerate(items):
-            for j in range(i + 1, min(i + window + 1, len(items))):
-                counts[first, items[j]] += 1 / (j - i)
-                counts[items[j], first] += 1 / (j - i)
-    marginal = counts.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.log(counts * counts.sum() / np.outer(marginal, marginal))
-    values = np.where(counts > 0, np.maximum(values, 0), 0)
-    np.fill_diagonal(values, 0)
-    return values
-
-
-def test_ppmi_of_one_timeline_by_hand() -> None:
-    # 0-1 and 1-2 count 1, 0-2 counts 1/2; marginals 1.5, 2, 1.5 of 5.
-    values = ppmi([[0, 1, 2]], 3, window=2)
-    np.testing.assert_allclose(values[0, 1], np.log(1 * 5 / (1.5 * 2)))
-    np.testing.assert_allclose(values[0, 2], np.log(0.5 * 5 / (1.5 * 1.5)))
-
-
-@pytest.mark.parametrize("window", [1, 2, 10])
-def test_collaborative_vectors_span_the_ppmi_matrix(window: int) -> None:
-    timelines = [[0, 1, 2], [0, 1], [3, 4, 3, 0], [2, 4]]
-    vectors = pmi_features([np.asarray(t) for t in timelines], 6, dim=5, window=window, seed=0)
-    values = ppmi(timelines, 6, window)
-    assert vectors.shape == (6, 5)
-    # U S of the SVD has the same inner products as the rows of the matrix.
-    np.testing.assert_allclose(vectors @ vectors.T, values @ values.T, atol=1e-4)
-
-
-def test_items_that_only_meet_themselves_have_no_signal() -> None:
-    np.testing.assert_array_equal(pmi_features([np.array([0, 0])], 3, dim=2, window=2, seed=0), np.zeros((3, 2)))
-
-
-def test_cosine_vectors_span_neighbours_and_visits() -> None:
-    timelines = [[0, 1, 2], [0, 1], [3, 4, 3, 0], [2, 4], [5, 1], [5], [0, 5]]
-    vectors = cosine_features([np.asarray(t) for t in timelines], 6, dim=5, window=10, seed=0)
-    counts = np.zeros((6, 6))
-    visits = np.zeros((6, len(timelines)))
-    for user, items in enumerate(timelines):
-        for i, first in enumerate(items):
-            visits[first, user] = 1
-            for j in range(len(items)):
-                if items[j] != first:
-                    counts[first, items[j]] += 1 / abs(i - j)
-    events = np.bincount(np.concatenate(timelines), minlength=6) + 5
-    neighbours = counts / np.sqrt(np.outer(events, events))
-    shares = visits / np.sqrt(np.outer(visits.sum(1), visits.sum(0)))
-    for half, matrix in ((vectors[:, :5], neighbours), (vectors[:, 5:], shares)):
-        left, values, _ = np.linalg.svd(matrix)
-        expected = left[:, :5] * values[:5]
-        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-        np.testing.assert_allclose(half @ half.T, expected @ expected.T, atol=1e-4)
-
-
-@pytest.mark.parametrize("collaborative", ["pmi", "cosine"])
+@pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
 def test_an_item_that_nobody_had_has_no_collaborative_signal(collaborative: str) -> None:
     found = features(texts=["", "", "", ""], timelines=[[0, 1, 2], [1, 0]], collaborative=collaborative)
     np.testing.assert_array_equal(np.abs(found).sum(axis=1) > 0, [True, True, True, False])
 
 
-@pytest.mark.parametrize("build", [pmi_features, cosine_features])
-def test_no_timeline_gives_zero_vectors(build: Any) -> None:
-    assert not build([], 3, dim=2, window=2, seed=0).any()
-
-
-def test_no_pair_gives_zero_vectors() -> None:
-    np.testing.assert_array_equal(pmi_features([], 3, dim=2, window=2, seed=0), np.zeros((3, 2)))
-
-
 def test_equal_seeds_give_equal_features() -> None:
     timelines = [[0, 1, 2, 3], [3, 1], [2, 0]]
     np.testing.assert_array_equal(features(texts=TEXTS, timelines=timelines), features(texts=TEXTS, timelines=timelines))
+
+
+EMBEDDINGS: list[list[float] | None] = [[3, 4], [0, 1], None, [5, 0]]
+TIMELINES = [[0, 1, 2], [1, 0]]
+NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS = ["trek story", "", "unheard"], [[1.0, 1.0], None, None], ["x", "y", "z"]
+
+
+def everything(collaborative: str) -> ItemFeatures:
+    return built(texts=TEXTS, embeddings=EMBEDDINGS, timelines=TIMELINES, collaborative=collaborative)
+
+
+def restored(encoder: FeatureEncoder) -> FeatureEncoder:
+    """Through safetensors and JSON."""
+    return FeatureEncoder.restore(encoder.config, load(save(encoder.tensors())), json.loads(json.dumps(encoder.words())))
+
+
+def test_known_texts_are_encoded_as_they_were_fitted() -> None:
+    found = built(texts=TEXTS)
+    np.testing.assert_array_equal(found.encoder.transform(TEXTS, [None] * 4, list("abcd")), found.features_ND)
+
+
+def test_known_content_is_encoded_as_it_was_fitted_beside_a_signal() -> None:
+    found = everything("cosine")
+    content = found.encoder.transform(TEXTS, EMBEDDINGS, list("abcd"))[:, :4]
+    np.testing.assert_array_equal(content, found.features_ND[:, :4])
+
+
+@pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
+def test_new_items_have_features_of_the_same_width(collaborative: str) -> None:
+    found = everything(collaborative)
+    assert found.encoder.transform(NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS).shape == (3, found.features_ND.shape[1])
+
+
+@pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
+def test_a_restored_encoder_gives_the_same_features(collaborative: str) -> None:
+    encoder = everything(collaborative).encoder
+    expected = encoder.transform(NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS)
+    np.testing.assert_array_equal(restored(encoder).transform(NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS), expected)
+
+
+@pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
+def test_a_new_item_without_content_has_a_zero_row(collaborative: str) -> None:
+    np.testing.assert_array_equal(everything(collaborative).encoder.transform(["", "unheard"], [None, None], ["y", "z"]), 0)
+
+
+def test_words_are_in_the_order_of_columns() -> None:
+    encoder = built(texts=TEXTS).encoder
+    assert encoder.words() == ["love", "star", "story", "trek", "wars"]
+    assert encoder.tensors()["text.components_WV"].shape[1] == 5
+
+
+def test_a_new_embedding_of_another_width_names_its_item() -> None:
+    encoder = built(embeddings=[[1, 2], [3, 4]]).encoder
+    with pytest.raises(DataError, match="1 item embeddings are not 2 wide: b"):
+        encoder.transform(["", ""], [[1, 2], [1, 2, 3]], ["a", "b"])
+
+
+def test_a_new_nan_embedding_names_its_item() -> None:
+    encoder = built(embeddings=[[1, 2], [3, 4]]).encoder
+    with pytest.raises(DataError, match="NaN or infinity: b"):
+        encoder.transform(["", ""], [[1, 2], [1, float("nan")]], ["a", "b"])
+
+
+def test_an_embedding_dimension_without_variance_does_no_harm() -> None:
+    np.testing.assert_allclose(features(embeddings=[[0, 2], [0, 5]]), [[0, 1], [0, 1]])
+
+
+def test_items_without_a_feature_are_counted() -> None:
+    assert built(texts=[*TEXTS, ""]).without_features == 2
+
+
+def test_equal_items_have_equal_features() -> None:
+    matrix = features(texts=["star wars", "star wars", "love story"])
+    np.testing.assert_array_equal(matrix[0], matrix[1])
+
+
+def test_there_is_nothing_to_accept_without_timelines() -> None:
+    assert built(texts=TEXTS).acceptance is None
+
+
+def test_a_refused_signal_leaves_content_alone() -> None:
+    timelines = np.random.default_rng(0).integers(0, 4, (400, 4)).tolist()
+    found = built(texts=TEXTS, timelines=timelines, min_collaborative_gain=5)
+    assert found.acceptance is not None and not found.acceptance["accepted"]
+    np.testing.assert_array_equal(found.features_ND, features(texts=TEXTS))
+
+
+def test_an_accepted_signal_is_fitted_again_on_all_users() -> None:
+    timelines = np.random.default_rng(0).integers(0, 4, (400, 4)).tolist()
+    found = built(texts=TEXTS, timelines=timelines)
+    signal = pmi_features([np.asarray(items) for items in timelines], 4, dim=2, window=10, seed=0)
+    np.testing.assert_allclose(found.features_ND[:, 2:], unit(signal), rtol=1e-5)
+
+
+def test_the_acceptance_is_json() -> None:
+    found = built(texts=TEXTS, timelines=TIMELINES)
+    assert json.loads(json.dumps(found.acceptance)) == found.acceptance

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.semantic_ids.job import build_semantic_ids, items_per_sid, read_codebooks, step, training_items
-from components.semantic_ids.quantize import encode
+from components.semantic_ids.coder import Coder
+from components.semantic_ids.job import build_semantic_ids, check_limits, items_per_sid, read_codebooks, step, training_items
 from infra import records as r
 from infra import storage
 from infra.config import Config, load_config
 from infra.errors import DataError, IntegrityError
-from infra.steps import Run
+from infra.steps import Run, StepResult
 
 N_ITEMS = 12
 WORDS = ["space war", "love story", "cook book"]
@@ -87,8 +87,6 @@ def test_codebooks_come_back_as_they_were_written(tmp_path: Path, sessions: str)
     codebooks = read_codebooks(str(tmp_path / "out"))
     assert codebooks.shape[:2] == (3, 4)
     assert codebooks.dtype == np.float32
-    sums = codebooks[0][[1]] + codebooks[1][[2]]
-    assert encode(sums, codebooks).shape == (1, 3)
 
 
 def test_shared_sids_respect_their_capacity(tmp_path: Path, sessions: str) -> None:
@@ -134,3 +132,67 @@ def test_damaged_sessions_are_refused(tmp_path: Path, sessions: str) -> None:
     (Path(sessions) / "catalogue.parquet").write_bytes(b"PAR1")
     with pytest.raises(IntegrityError, match="does not match its sha256"):
         step(Run(config(tmp_path / "ws")), sessions)
+
+
+@pytest.mark.parametrize("quantizer", ["rq_kmeans", "balanced_rq_kmeans", "rq_vae"])
+def test_every_quantizer_gives_unique_sids_and_can_be_read_again(tmp_path: Path, sessions: str, quantizer: str) -> None:
+    settings = config(tmp_path, f"semantic_ids.quantizer={quantizer}", "semantic_ids.rq_vae.epochs=3")
+    build_semantic_ids(settings, sessions, str(tmp_path / "out"))
+    assert len({tuple(code) for code in codes_of(tmp_path / "out")}) == N_ITEMS
+    coder = Coder.read(str(tmp_path / "out"), settings.semantic_ids)
+    vectors, codes = coder.encode(["space war", ""], [None, None], ["new", "empty"])
+    assert codes.shape == (2, 2)
+    assert np.isfinite(vectors).all()
+
+
+def test_balanced_levels_use_every_codeword(tmp_path: Path, sessions: str) -> None:
+    figures = build_semantic_ids(config(tmp_path, "semantic_ids.quantizer=balanced_rq_kmeans"), sessions, str(tmp_path / "out"))
+    assert figures["utilisation"] == [1.0, 1.0]
+
+
+def test_the_report_shows_titles_that_share_a_prefix(tmp_path: Path, sessions: str) -> None:
+    build_semantic_ids(config(tmp_path), sessions, str(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Title 11" in page
+    assert "collision rate" in page
+
+
+def test_a_new_fit_tells_what_it_changed_of_an_earlier_one(tmp_path: Path, sessions: str) -> None:
+    first = step(Run(config(tmp_path / "ws")), sessions)
+    again = step(Run(config(tmp_path / "ws", f"semantic_ids.earlier={first.uri}", "seed=5")), sessions)
+    changed = sum(a != b for a, b in zip(codes_of(first.uri), codes_of(again.uri), strict=True))
+    assert again.metadata["churn"] == changed / N_ITEMS
+
+
+def test_too_many_collisions_stop_the_run_and_name_the_report(tmp_path: Path, sessions: str) -> None:
+    shared = ["semantic_ids.collisions=shared", "semantic_ids.codes=2", "semantic_ids.text_dim=2"]
+    with pytest.raises(DataError, match=r"collision rate 1\.0000 is above max_collision_rate 0\.1") as caught:
+        step(Run(config(tmp_path / "ws", *shared, "semantic_ids.max_collision_rate=0.1")), sessions)
+    assert Path(caught.value.where).exists()
+    assert step(Run(config(tmp_path / "ws", *shared)), sessions).skipped  # the limit is looser, the table the same
+
+
+def test_a_level_that_uses_too_little_stops_the_run(tmp_path: Path, sessions: str) -> None:
+    result = StepResult("semantic_ids", "somewhere", False, 0.0, {"collision_rate": 0.0, "utilisation": [1.0, 0.5]})
+    check_limits(result, config(tmp_path, "semantic_ids.min_utilisation=0.5").semantic_ids)
+    with pytest.raises(DataError, match=r"utilisation 0\.5000 is below min_utilisation 0\.9"):
+        check_limits(result, config(tmp_path, "semantic_ids.min_utilisation=0.9").semantic_ids)
+
+
+def test_a_figure_that_is_no_number_fails_the_limits(tmp_path: Path) -> None:
+    result = StepResult("semantic_ids", "somewhere", False, 0.0, {"collision_rate": float("nan"), "utilisation": [float("nan")]})
+    with pytest.raises(DataError, match="collision rate nan is above"):
+        check_limits(result, config(tmp_path).semantic_ids)
+
+
+def test_actors_build_the_table_of_one_process(tmp_path: Path, sessions: str, ray_cluster: str) -> None:
+    build_semantic_ids(config(tmp_path), sessions, str(tmp_path / "one"))
+    build_semantic_ids(config(tmp_path, "semantic_ids.workers=2"), sessions, str(tmp_path / "many"))
+    assert codes_of(tmp_path / "many") == codes_of(tmp_path / "one")
+    assert not (tmp_path / "many" / "blocks").exists()
+
+
+def test_items_without_a_feature_are_named(tmp_path: Path, sessions: str, capsys: pytest.CaptureFixture[str]) -> None:
+    build_semantic_ids(config(tmp_path, "semantic_ids.collaborative_weight=0"), sessions, str(tmp_path / "out"))
+    assert "such_as=['i00']" in capsys.readouterr().err
+    assert storage.read_json(str(tmp_path / "out" / "stats.json"))["without_features"] == 1

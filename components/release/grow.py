@@ -1,0 +1,92 @@
+"""New items for the champion without training: they get SIDs on its frozen codebooks, and its trie leads to them at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save
+
+from components.release.job import BUNDLE, CODE, STEP
+from components.retriever.bundle import Bundle, load_bundle, write_bundle
+from components.semantic_ids.coder import Coder
+from components.semantic_ids.job import items_per_sid
+from components.semantic_ids.life_cycle import add_items
+from components.semantic_ids.table import codes_of
+from infra import records as r
+from infra import storage
+from infra.errors import DataError
+from infra.logs import get_logger
+from infra.steps import Run, StepResult, content_of, run_step
+from infra.tracking import Registered, Registry
+
+
+def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
+    """Release the champion once more, with more items.
+
+    Weights, settings and the SIDs that are there stay; the catalogue and the SID table grow at their ends. The report of the
+    champion is carried along: it was judged without the new items, which the manifest counts.
+
+    Args:
+        run: whose tracking and workspace hold the champion; its step `release` becomes the grown one.
+        items: CATALOGUE rows; items that the champion knows already are left out.
+
+    Returns:
+        the step, with `version`, `mlflow_version` and `added` (item id -> SID); None where nothing is new.
+
+    Raises:
+        DataError: there is no champion, an item id occurs twice, unusable embeddings, no room for so many.
+    """
+    registry = Registry(run.config.tracking, run.config.workspace)
+    champion = registry.champion()
+    if champion is None:
+        raise DataError("there is no champion to add items to", where=registry.uri, mend="rankgr run first")
+    bundle = load_bundle(champion.bundle_uri)
+    settings = bundle.config.semantic_ids
+    sids = add_items(bundle.sids, Coder.read(champion.bundle_uri, settings), items, capacity=items_per_sid(settings))
+    added = dict(zip(*(sids.slice(len(bundle.sids))[name].to_pylist() for name in (r.ITEM_ID, r.CODES)), strict=True))
+    if not added:
+        return None
+    catalogue = _grown_catalogue(bundle.catalogue, items, set(added))
+
+    def work(out_uri: str) -> dict[str, Any]:
+        return _release(storage.join(out_uri, BUNDLE), registry, champion, bundle, sids, catalogue, added)
+
+    inputs = {"champion": content_of(champion.bundle_uri), "added": storage.hash_json(added)}
+    return run_step(run, STEP, work, settings={"tracking": run.config.tracking.model_dump()}, inputs=inputs, code=CODE)
+
+
+def _release(
+    uri: str, registry: Registry, champion: Registered, bundle: Bundle, sids: pa.Table, catalogue: pa.Table, added: dict[str, Any]
+) -> dict[str, Any]:
+    codes = torch.from_numpy(codes_of(sids)).to(bundle.weights["sid_codes"].dtype)
+    judged = {"report": champion.report, "grown_from": bundle.version, "items_added": len(added)}
+    manifest = write_bundle(
+        uri,
+        config=bundle.config,
+        weights=save({**bundle.weights, "sid_codes": codes}),
+        sids=sids,
+        catalogue=catalogue,
+        coder=champion.bundle_uri,
+        metadata=judged,
+    )
+    number = registry.register(
+        uri,
+        evaluation=champion.evaluation,
+        metrics={"items": float(len(sids)), "items_added": float(len(added))},
+        params={"grown_from": bundle.version},
+        files={"config.json": bundle.config.to_json()},
+    )
+    registry.promote(number)
+    version = manifest.digest[:12]
+    get_logger(STEP).info("champion", version=version, mlflow_version=number, items_added=len(added))
+    return {"version": version, "mlflow_version": number, "added": added}
+
+
+def _grown_catalogue(catalogue: pa.Table, items: pa.Table, added: set[str]) -> pa.Table:
+    """New rows at the end, in the order of the SID table's."""
+    new = items.filter(pa.array([item_id in added for item_id in items[r.ITEM_ID].to_pylist()]))
+    indices = pa.array(range(len(catalogue), len(catalogue) + len(new)), pa.int32())
+    numbered = new.set_column(new.schema.get_field_index(r.ITEM_INDEX), r.ITEM_INDEX, indices)
+    return pa.concat_tables([catalogue, numbered.cast(catalogue.schema)]).combine_chunks()

@@ -1,0 +1,158 @@
+"""K-means over shards, plain or balanced: the codebook of one level.
+
+Plain is Lloyd's algorithm. Balanced ends with clusters whose sizes differ by at most one, as OneRec's Algorithm 1 asks for, at
+about the cost of plain k-means. Algorithm 1 as printed sorts all free items once a centroid and leaves the last centroids what
+nobody wanted. Here codewords have prices, as in an auction (Bertsekas 1988): an item takes the codeword of least squared
+distance plus price, and the price of a crowded codeword rises by as much as makes its surplus prefer their second choice. Prices
+live on from pass to pass; what they leave uneven in the end is moved by least regret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from components.semantic_ids.shards import Codebook, Codes, Ints, Matrix, Offers, Shards, add_up, first_of_each, sample_rows, split
+
+_SAMPLE_A_CODE = 8
+_SMALLEST_SAMPLE = 4096
+_SPLIT = 1e-3
+Progress = Callable[[int], None]
+
+
+def fit_codebook(
+    shards: Shards,
+    n_codes: int,
+    *,
+    iterations: int,
+    seed: int,
+    balanced: bool,
+    before_N: Codes | None = None,
+    tell: Progress = lambda _: None,
+) -> Codebook:
+    """Find the codewords of what is left of the rows, and leave each shard's rows assigned to them.
+
+    Args:
+        shards: at least `n_codes` rows.
+        n_codes: K.
+        iterations: passes that move the codewords, at most; fewer where nothing changes any more.
+        seed: of the first codewords.
+        balanced: clusters of floor(N/K) or ceil(N/K) rows.
+        before_N: codes of an earlier fit, -1 where there is none: clusters start as they were, so that codes last where they can.
+            By default k-means++ on a sample of rows.
+        tell: called with the number of each pass.
+
+    Returns:
+        the codewords, means of their rows, and their prices.
+    """
+    rng = np.random.default_rng(seed)
+    codebook = Codebook.free(first_codewords(shards, n_codes, rng) if before_N is None else _as_before(shards, before_N, n_codes, rng))
+    for number in range(iterations):
+        tell(number)
+        sums_KD, counts_K, changed = shards.add_up("assign", codebook, balanced)
+        if not changed.item():
+            return _settled(shards, codebook) if balanced else codebook
+        prices_K = codebook.prices_K
+        if balanced:
+            prices_K = prices_K + _raises(shards, counts_K)
+        codebook = Codebook(_means(sums_KD, counts_K, codebook.codewords_KD, rng), prices_K - prices_K.min())
+    shards.add_up("assign", codebook, balanced)
+    return _settled(shards, codebook) if balanced else codebook
+
+
+def first_codewords(shards: Shards, n_codes: int, rng: np.random.Generator) -> Matrix:
+    """k-means++ (Arthur and Vassilvitskii 2007) on a sample of the rows."""
+    _, rows_nD = sample_rows(shards, sample_size(int(shards.sizes.sum()), n_codes), rng)
+    return _spread(rows_nD, n_codes, rng)
+
+
+def sample_size(rows: int, n_codes: int) -> int:
+    """Of how many rows codewords are chosen to start from."""
+    return min(rows, max(_SAMPLE_A_CODE * n_codes, _SMALLEST_SAMPLE))
+
+
+def _as_before(shards: Shards, before_N: Codes, n_codes: int, rng: np.random.Generator) -> Matrix:
+    """Means of earlier clusters in today's features, which need not have the same axes as the earlier ones."""
+    found = shards.each("sums_of", [(codes, n_codes) for codes in split(before_N, shards.sizes)])
+    sums_KD, counts_K = add_up(found)
+    return _means(sums_KD, counts_K, np.zeros_like(sums_KD), rng)
+
+
+def _spread(rows_nD: Matrix, n_codes: int, rng: np.random.Generator) -> Matrix:
+    """Rows that lie far apart: each is drawn with a chance that grows with its squared distance to those before it."""
+    squared = np.einsum("nd,nd->n", rows_nD, rows_nD)
+    chosen = [int(rng.integers(len(rows_nD)))]
+    distance = np.full(len(rows_nD), np.inf, np.float32)
+    while len(chosen) < n_codes:
+        last = chosen[-1]
+        np.minimum(distance, np.maximum(squared - 2 * (rows_nD @ rows_nD[last]) + squared[last], 0), out=distance)
+        distance[chosen[-1]] = 0
+        mass = np.cumsum(distance, dtype=np.float64)
+        # No row is left that differs from all chosen ones: any will do.
+        at = np.searchsorted(mass, rng.random() * mass[-1], side="right") if mass[-1] > 0 else rng.integers(len(rows_nD))
+        chosen.append(min(int(at), len(rows_nD) - 1))
+    return rows_nD[chosen].copy()
+
+
+def _means(sums_KD: npt.NDArray[np.float64], counts_K: Ints, before_KD: Matrix, rng: np.random.Generator) -> Matrix:
+    """Centroids; a codeword that nobody took becomes half of one that many took."""
+    means = np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], before_KD)
+    empty = np.flatnonzero(counts_K == 0)
+    if len(empty):
+        spare = np.maximum(counts_K - 1, 0)
+        donors = np.lexsort((np.arange(len(spare)), -spare))[: len(empty)]
+        nudge = _SPLIT * rng.standard_normal((len(donors), means.shape[1])) * np.abs(means[donors]).mean(1, keepdims=True)
+        means[empty[: len(donors)]] = means[donors] + nudge
+        means[donors] -= nudge
+    return means.astype(np.float32)
+
+
+def _raises(shards: Shards, counts_K: Ints) -> Matrix:
+    """What crowded codewords' prices rise by: the largest of the surplus' slacks, so that they prefer their second choice."""
+    excess_K = np.maximum(counts_K - -(-counts_K.sum() // len(counts_K)), 0)
+    found = shards.every("smallest_slacks", excess_K)
+    clusters = np.concatenate([part[0] for part in found])
+    slacks = np.concatenate([part[1] for part in found])
+    order = np.lexsort((slacks, clusters))
+    clusters, slacks = clusters[order], slacks[order]
+    kept = first_of_each(clusters, excess_K)
+    raises = np.zeros(len(counts_K), np.float32)
+    np.maximum.at(raises, clusters[kept], slacks[kept])
+    return raises
+
+
+def capacities(counts_K: Ints) -> Ints:
+    """Sizes that differ by at most one and add up to the same; the fullest clusters take the remainder."""
+    size, remainder = divmod(int(counts_K.sum()), len(counts_K))
+    sizes = np.full(len(counts_K), size)
+    sizes[np.lexsort((np.arange(len(counts_K)), -counts_K))[:remainder]] += 1
+    return sizes
+
+
+def _settled(shards: Shards, codebook: Codebook) -> Codebook:
+    """Move surplus rows, the ones that mind least first, until every cluster has its size; returns the means of what came out.
+
+    Each round, clusters with too many rows offer the cheapest ones to clusters with room, which take the best of what they are
+    offered. A round fills a cluster or empties all surplus, so that there are at most K rounds.
+    """
+    n_codes = len(codebook.codewords_KD)
+    _, counts_K = shards.add_up("sums", n_codes)
+    sizes_K = capacities(counts_K)
+    while (counts_K > sizes_K).any():
+        found: list[Offers] = shards.every("offers", codebook, np.maximum(counts_K - sizes_K, 0), np.maximum(sizes_K - counts_K, 0))
+        of_shard = np.repeat(np.arange(len(found)), [len(offers.rows) for offers in found])
+        rows, sources, targets, regrets = (
+            np.concatenate([getattr(offers, name) for offers in found]) for name in ("rows", "sources", "targets", "regrets")
+        )
+        accepted = np.lexsort((rows, of_shard, regrets, sources))
+        accepted = accepted[first_of_each(sources[accepted], counts_K - sizes_K)]
+        accepted = accepted[np.lexsort((rows[accepted], of_shard[accepted], regrets[accepted], targets[accepted]))]
+        accepted = accepted[first_of_each(targets[accepted], sizes_K - counts_K)]
+        moves = [accepted[of_shard[accepted] == shard] for shard in range(len(found))]
+        shards.each("move", [(rows[own], targets[own]) for own in moves])
+        counts_K = counts_K - np.bincount(sources[accepted], minlength=n_codes) + np.bincount(targets[accepted], minlength=n_codes)
+    sums_KD, counts_K = shards.add_up("sums", n_codes)
+    means = np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], codebook.codewords_KD)
+    return Codebook(means.astype(np.float32), codebook.prices_K)

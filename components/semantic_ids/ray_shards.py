@@ -1,0 +1,136 @@
+"""Shards on Ray actors: each actor reads its own files, one at a time, and hands back partial sums."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from components.semantic_ids.shards import Ints, Matrix, Shard, add_up
+from infra import storage
+from infra.errors import DataError
+
+ROWS_A_FILE = 65_536
+KEPT_BYTES = 256 << 20  # of rows, that an actor holds in memory; where it has more, it reads them anew in each pass
+
+
+def write_blocks(blocks: Iterable[Matrix], uri: str) -> list[str]:
+    """Write rows_nD as one file a block, without pickle; returns their URIs."""
+    names = []
+    for number, block in enumerate(blocks):
+        sink = io.BytesIO()
+        np.save(sink, np.ascontiguousarray(block, np.float32), allow_pickle=False)
+        names.append(storage.join(uri, f"block-{number:05}.npy"))
+        storage.write_bytes(names[-1], sink.getvalue())
+    return names
+
+
+def read_block(uri: str) -> Matrix:
+    """Inverse of `write_blocks` for one file."""
+    return np.asarray(np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False), np.float32)
+
+
+class _Worker:
+    """An actor: some consecutive shards."""
+
+    def __init__(self, uris: Sequence[str], *, keep: bool) -> None:
+        self._shards = [Shard(lambda uri=uri: read_block(uri), keep=keep) for uri in uris]  # type: ignore[misc]
+
+    def add_up(self, method: str, *arguments: Any) -> tuple[Any, ...]:
+        return add_up([getattr(shard, method)(*arguments) for shard in self._shards])
+
+    def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [getattr(shard, method)(*own) for shard, own in zip(self._shards, arguments, strict=True)]
+
+    def every(self, method: str, *arguments: Any) -> list[Any]:
+        return [getattr(shard, method)(*arguments) for shard in self._shards]
+
+    def one(self, shard: int, method: str, *arguments: Any) -> Any:
+        return getattr(self._shards[shard], method)(*arguments)
+
+
+@dataclass
+class RayShards:
+    """Files of rows on Ray actors; make one with `ray_shards`.
+
+    Attributes:
+        sizes: rows of each file.
+    """
+
+    sizes: Ints
+    _actors: Sequence[Any]
+    _counts: Sequence[int]
+
+    def add_up(self, method: str, *arguments: Any) -> tuple[Any, ...]:
+        """Sums over shards, in each actor first."""
+        return add_up(_results([actor.add_up.remote(method, *_shared(arguments)) for actor in self._actors]))
+
+    def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """A call for each."""
+        rest = iter(arguments)
+        own = [list(itertools.islice(rest, count)) for count in self._counts]
+        calls = [actor.each.remote(method, part) for actor, part in zip(self._actors, own, strict=True)]
+        return list(itertools.chain.from_iterable(_results(calls)))
+
+    def every(self, method: str, *arguments: Any) -> list[Any]:
+        """The same call for all."""
+        shared = _shared(arguments)
+        return list(itertools.chain.from_iterable(_results([actor.every.remote(method, *shared) for actor in self._actors])))
+
+    def one(self, shard: int, method: str, *arguments: Any) -> Any:
+        """A call for one."""
+        ends = np.cumsum(self._counts)
+        actor = int(np.searchsorted(ends, shard, side="right"))
+        return _results([self._actors[actor].one.remote(shard - int(ends[actor] - self._counts[actor]), method, *arguments)])[0]
+
+
+@contextmanager
+def ray_shards(uris: Sequence[str], *, workers: int) -> Iterator[RayShards]:
+    """Actors for the files of `write_blocks`; they end with the context. Needs a Ray session (`infra.cluster.ray_session`).
+
+    Raises:
+        DataError: files of rows of different widths.
+    """
+    import ray
+
+    shapes = [_shape(uri) for uri in uris]
+    if len({width for _, width in shapes}) > 1:
+        raise DataError("files of features have different widths", where=uris[0], mend="write them anew")
+    sizes = np.array([rows for rows, _ in shapes])
+    parts = [part for part in np.array_split(np.arange(len(uris)), min(workers, len(uris))) if len(part)]
+    keep = [int(sizes[part].sum()) * shapes[0][1] * 4 <= KEPT_BYTES for part in parts]
+    remote = ray.remote(num_cpus=1)(_Worker)
+    actors = [remote.remote([uris[i] for i in part], keep=kept) for part, kept in zip(parts, keep, strict=True)]
+    try:
+        yield RayShards(sizes, actors, [len(part) for part in parts])
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _shape(uri: str) -> tuple[int, int]:
+    rows, width = read_block(uri).shape
+    return int(rows), int(width)
+
+
+def _shared(arguments: Sequence[Any]) -> list[Any]:
+    """Put once what every actor reads."""
+    import ray
+
+    return [ray.put(argument) for argument in arguments]
+
+
+def _results(calls: Sequence[Any]) -> list[Any]:
+    import ray
+
+    from infra.cluster import unwrap
+
+    try:
+        return list(ray.get(list(calls)))
+    except Exception as error:
+        raise unwrap(error) from error

@@ -1,0 +1,72 @@
+"""`rankgr sids`: figures and report of a SID table, items that join the champion, a plan."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from infra import storage
+from tests.command import Finished, rankgr
+from tests.logs import SETTINGS
+
+
+@pytest.fixture
+def workspace(finished: Finished, tmp_path: Path) -> Path:
+    """A folder with a copy of the finished run, whose champion may change."""
+    shutil.copytree(finished.folder / ".rankgr", tmp_path / ".rankgr")
+    return tmp_path
+
+
+def new_items(folder: Path, *rows: str) -> str:
+    path = folder / "new.csv"
+    path.write_text("\n".join(["sku,title,category", *rows]) + "\n")
+    return str(path)
+
+
+def test_the_figures_of_a_finished_table_are_shown_with_its_report(finished: Finished) -> None:
+    shown = rankgr("sids", *finished.arguments[1:7], *SETTINGS, folder=finished.folder)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "40 items, rq_kmeans" in shown.stdout
+    assert "utilisation" in shown.stdout
+    page = re.search(r"report: (\S+)", shown.stdout)
+    assert page is not None
+    assert "Thing number" in storage.read_bytes(page.group(1)).decode()
+
+
+def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace: Path) -> None:
+    added = rankgr(
+        "sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1", "sku-01,Known,shelf 0"), *SETTINGS, folder=workspace
+    )
+    assert added.returncode == 0, added.stderr[-2000:]
+    assert "1 items added, 1 were known" in added.stdout
+    folder = added.stdout.strip().splitlines()[-1]
+    sids = storage.read_table(f"{folder}/bundle/sids.parquet").to_pylist()
+    assert [row["item_id"] for row in sids[-1:]] == ["new-1"]
+    assert len({tuple(row["codes"]) for row in sids}) == len(sids) == 41
+    published = rankgr("precompute", "--preset", "tiny", folder=workspace)
+    assert published.returncode == 0, published.stderr[-2000:]
+    slates = rankgr("recommend", "u1", "-k", "41", "--preset", "tiny", "--set", "decoding.exclude_seen=false", folder=workspace)
+    assert "new-1" in slates.stdout, slates.stdout + slates.stderr[-2000:]
+
+
+def test_items_that_are_all_known_change_nothing(workspace: Path) -> None:
+    added = rankgr("sids", "add", "--items", new_items(workspace, "sku-01,Known,shelf 0"), *SETTINGS, folder=workspace)
+    assert added.returncode == 0
+    assert "nothing new: the champion has all 1 items" in added.stdout
+
+
+def test_a_new_item_given_twice_is_left_out_with_its_reason(workspace: Path) -> None:
+    rows = ("new-1,A thing,shelf 1", "new-1,Another,shelf 2")
+    added = rankgr("sids", "add", "--items", new_items(workspace, *rows), *SETTINGS, folder=workspace)
+    assert added.returncode == 0, added.stderr[-2000:]
+    assert "left out, the item id occurs twice" in added.stderr
+
+
+def test_a_plan_says_passes_and_memory(tmp_path: Path) -> None:
+    shown = rankgr("sids", "plan", "--count", "10000000", "--dims", "64", "--set", "semantic_ids.workers=4", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert "10,000,000 items x 64 dimensions" in shown.stdout
+    assert re.search(r"passes over the items\s*│\s*54", shown.stdout)

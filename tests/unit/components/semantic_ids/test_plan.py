@@ -1,0 +1,32 @@
+"""What a plan says about passes and memory, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from components.semantic_ids.plan import plan_of
+from infra.config import SemanticIdConfig
+
+SETTINGS = SemanticIdConfig(levels=3, codes=1024, iterations=10, workers=4)
+
+
+def test_ten_million_items_are_read_once_a_pass_a_file_at_a_time() -> None:
+    plan = plan_of(10_000_000, 64, SETTINGS)
+    assert plan.passes == 3 * 12
+    assert plan.shard_rows == 65_536
+    assert plan.read_bytes == 36 * 10_000_000 * 64 * 4
+    assert plan.tera_operations == pytest.approx(36 * 2 * 10_000_000 * 1024 * 64 / 1e12)
+    # Two copies of a file, a block of distances, codes of its share, three tables of codewords; all its share would be 610 MiB.
+    assert plan.worker_bytes == 4 * (2 * 65_536 * 64 + 2_500_000 * 5 + 512 * 1024 + 3 * 1024 * 64)
+    assert plan.worker_bytes < 100 * 2**20
+
+
+def test_what_fits_is_kept_and_read_once() -> None:
+    plan = plan_of(100_000, 64, SETTINGS)
+    assert plan.read_bytes == 0
+    assert next(name for name, _ in plan.rows()) == "passes over the items"
+
+
+def test_memory_of_a_worker_hardly_grows_with_the_items() -> None:
+    small, large = (plan_of(items, 64, SETTINGS).worker_bytes for items in (10_000_000, 20_000_000))
+    assert large - small == 4 * 2_500_000 * 5  # codes alone
