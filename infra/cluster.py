@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from infra.config import ClusterConfig
 from infra.errors import RankGRError, ServiceError
 from infra.logs import get_logger
+from infra.sections import ClusterConfig
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MAX_TEMP_PATH = 40  # Ray adds about 65 characters, a Unix socket's path ends at 107

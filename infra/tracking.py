@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from infra import storage
-from infra.config import TrackingConfig
 from infra.errors import ServiceError
 from infra.local import mlflow_uri
+from infra.sections import TrackingConfig
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"

@@ -31,9 +31,22 @@ def _interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the command with status 130 and a hint; typer would make them 1 and "Aborted"."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not _interrupted(error):
+            raise
+        if not isinstance(error, KeyboardInterrupt):
+            get_logger("shutdown").warning("an error while stopping", error=repr(error))
         sys.stderr.write("interrupted; run the same command again to go on\n")
         raise SystemExit(130) from None
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or came up while something was put in order after it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.evaluation.baselines import BASELINES
-from infra.config import GateConfig
+from infra.sections import GateConfig
 
 
 @dataclass(frozen=True)

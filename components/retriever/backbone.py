@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel, Qwen2Config, Qwen2Model
 
 from components.retriever import attention
 from infra import storage
-from infra.config import RetrieverConfig
 from infra.errors import ConfigError, ServiceError
+from infra.sections import RetrieverConfig
 
 _FAMILIES = ("qwen2", "qwen3", "llama")
 

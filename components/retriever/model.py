@@ -20,8 +20,8 @@ from components.retriever.losses import ldpo_loss, lower_in_request, ntp_loss, r
 from components.retriever.packed_attention import PackedPass
 from components.retriever.packing import Batch
 from components.retriever.rank_head import RankHead
-from infra.config import LossConfig, RetrieverConfig
 from infra.errors import ConfigError
+from infra.sections import LossConfig, RetrieverConfig
 
 _MAX_LOG_ODDS = 30.0
 _MOST_CHILDREN = 1 << 29  # numbers of one byte in the largest table of children

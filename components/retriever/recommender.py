@@ -18,8 +18,8 @@ from components.retriever.decoding_trie import DecodingTrie
 from components.retriever.model import Retriever
 from components.retriever.prefix import PrefixCache, prefill
 from components.semantic_ids.trie import Trie
-from infra.config import DecodingConfig, RetrieverConfig
 from infra.errors import ConfigError, IntegrityError
+from infra.sections import DecodingConfig, RetrieverConfig
 
 
 class RetrieverRecommender:

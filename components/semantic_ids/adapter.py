@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 
 from components.semantic_ids.collaborative import Ints, Matrix, Timelines, neighbour_counts
-from infra.config import AdapterConfig
+from infra.sections import AdapterConfig
 
 _PAIRS_AN_ITEM = 4  # that an epoch draws
 _NAMES = ("skip_IO", "hidden_IH", "hidden_H", "out_HO")

@@ -16,7 +16,7 @@ from components.semantic_ids.encoder import FeatureEncoder
 from components.semantic_ids.quantize import Quantizer, ResidualKMeans
 from components.semantic_ids.shards import Codes, Matrix
 from infra import storage
-from infra.config import SemanticIdConfig
+from infra.sections import SemanticIdConfig
 
 QUANTIZER, FEATURES, WORDS = "quantizer.safetensors", "features.safetensors", "words.json"
 FILES = (QUANTIZER, FEATURES, WORDS)

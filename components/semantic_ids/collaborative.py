@@ -15,8 +15,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 
-from infra.config import SemanticIdConfig
 from infra.logs import get_logger
+from infra.sections import SemanticIdConfig
 
 if TYPE_CHECKING:  # torch is imported where an adapter is fitted, and nowhere else
     from components.semantic_ids.adapter import Adapter

@@ -16,8 +16,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from components.semantic_ids.collaborative import Matrix, SignalOfContent, join, unit
 from infra import storage
-from infra.config import SemanticIdConfig
 from infra.errors import DataError, ServiceError
+from infra.sections import SemanticIdConfig
 
 Tensors = dict[str, npt.NDArray[Any]]
 Embeddings = Sequence[Sequence[float] | None]

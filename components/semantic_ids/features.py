@@ -8,8 +8,8 @@ from typing import Any
 
 from components.semantic_ids.collaborative import Matrix, Timelines, collaborative_signal, join, judge_signal
 from components.semantic_ids.encoder import Embeddings, FeatureEncoder, TextEncoder, width_of
-from infra.config import SemanticIdConfig
 from infra.errors import DataError
+from infra.sections import SemanticIdConfig
 
 
 @dataclass(frozen=True)

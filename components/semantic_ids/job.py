@@ -24,9 +24,10 @@ from components.semantic_ids.table import sids_table
 from infra import records as r
 from infra import storage
 from infra.cluster import ray_session
-from infra.config import Config, SemanticIdConfig
+from infra.config import Config
 from infra.errors import DataError
 from infra.logs import ProgressMeter, get_logger
+from infra.sections import SemanticIdConfig
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 STEP = "semantic_ids"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from components.semantic_ids.kmeans import sample_size
 from components.semantic_ids.ray_shards import KEPT_BYTES, ROWS_A_FILE
 from components.semantic_ids.shards import BLOCK, ROWS
-from infra.config import SemanticIdConfig
+from infra.sections import SemanticIdConfig
 
 _FLOAT, _MIB = 4, 2**20
 

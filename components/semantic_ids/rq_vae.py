@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from components.semantic_ids import quantize
 from components.semantic_ids.quantize import Tell, check_enough, codebook_tensors, codebooks_of
 from components.semantic_ids.shards import ROWS, Codebook, Codes, LocalShards, Matrix, Shards, sample_rows
-from infra.config import RqVaeConfig
 from infra.errors import DataError, TrainingError
+from infra.sections import RqVaeConfig
 
 _ALONE = 10  # one epoch of so many trains the autoencoder without codebooks
 _SAMPLE_A_CODE = 32  # rows that the first codewords are found on

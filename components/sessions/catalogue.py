@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from components.sessions.sources import columns_by_file, ids_as_text, read_frame, require_columns
 from infra import records as r
-from infra.config import DataConfig
 from infra.errors import DataError
+from infra.sections import DataConfig
 
 
 def build_catalogue(data: DataConfig, ids_in_logs: Iterable[str]) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:

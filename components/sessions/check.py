@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from components.sessions.sources import MALFORMED, ids_as_text, whole_numbers
 from infra import records as r
-from infra.config import DataConfig
 from infra.errors import DataError
+from infra.sections import DataConfig
 
 _MS_PER_UNIT = {"s": 1000.0, "us": 0.001}
 _EARLIEST_MS = 631_152_000_000  # 1990-01-01

@@ -21,9 +21,10 @@ from components.sessions.timelines import Cuts, build_timelines, temporal_cuts
 from infra import records as r
 from infra import storage
 from infra.cluster import quiet_ray, ray_session, unwrap
-from infra.config import Config, DataConfig, SplitConfig
+from infra.config import Config
 from infra.errors import DataError, RankGRError
 from infra.logs import ProgressMeter, get_logger
+from infra.sections import DataConfig, SplitConfig
 from infra.steps import Run, StepResult, job_main, run_step
 
 if TYPE_CHECKING:

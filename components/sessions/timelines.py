@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from infra import records as r
-from infra.config import DataConfig, SplitConfig
+from infra.sections import DataConfig, SplitConfig
 
 _DAY_MS = 86_400_000
 

@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from infra import storage
 from infra.cluster import kill_local_actors, ray_session, unwrap
-from infra.config import Config, TrainingConfig
+from infra.config import Config
 from infra.errors import ConfigError, DataError, RankGRError, TrainingError, describe, raise_described
 from infra.logs import get_logger
 from infra.progress import remote_progress
+from infra.sections import TrainingConfig
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 if TYPE_CHECKING:

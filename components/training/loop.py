@@ -23,8 +23,9 @@ from components.retriever.packing import Batch, Row
 from components.semantic_ids.table import codes_of
 from components.training.data import epoch_batches, plan_batches
 from components.training.early_stopping import EarlyStopping
-from infra.config import Config, LossConfig, TrainingConfig
+from infra.config import Config
 from infra.errors import TrainingError
+from infra.sections import LossConfig, TrainingConfig
 
 Tell = Callable[[int, int, dict[str, Any]], None]
 

@@ -22,7 +22,7 @@ from components.retriever.decoding_trie import DecodingTrie
 from components.retriever.model import Retriever
 from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.trie import build_trie
-from infra.config import DecodingConfig, RetrieverConfig
+from infra.sections import DecodingConfig, RetrieverConfig
 from tests.benchmarks.decode_peers import causal_lm, dense_trie, found_by_us, generate, replicated, same_up_to_ties, trie_callback
 from tests.benchmarks.timing import Side, announce, clock_for, finish, interleave, milliseconds, parse, table, times
 

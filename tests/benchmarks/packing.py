@@ -30,7 +30,8 @@ from components.sessions.sources import pieces_of, read_piece
 from components.sessions.timelines import build_timelines, temporal_cuts
 from components.training.data import epoch_batches, plan_batches
 from infra import records as r
-from infra.config import Config, RetrieverConfig, load_config
+from infra.config import Config, load_config
+from infra.sections import RetrieverConfig
 from tests.benchmarks.data import data_folder
 from tests.benchmarks.timing import Side, announce, clock_for, console, finish, interleave, milliseconds, parse, table, times
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,10 +105,17 @@ def origin(command: str) -> list[str]:
     """What the figures were made with."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray", "polars", "numpy"))
     return [
-        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; Python {platform.python_version()}, {versions};",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}; Python {platform.python_version()}, {versions};",
         f"{processor()}, {os.cpu_count()} cores, one thread a run. Mean ± sample deviation over the seeds (semantic IDs, first weights",
         "and the order of batches change with the seed); every method ranks the whole catalogue for every user.",
     ]
+
+
+def _commit() -> str:
+    """Of the code that ran, in short."""
+    command = ["git", "-C", str(RESULTS), "rev-parse", "--short=10", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def told(arguments: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from components.retriever.model import Retriever
 from components.retriever.packing import collate, rows_of_timeline
 from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.trie import build_trie
-from infra.config import DecodingConfig, LossConfig, RetrieverConfig
 from infra.records import Level
+from infra.sections import DecodingConfig, LossConfig, RetrieverConfig
 
 N_ITEMS, N_USERS = 12, 60
 FAVOURITE, UNKNOWN = 4, 11

@@ -8,9 +8,9 @@ import pytest
 from mlflow import MlflowClient
 
 from infra import storage
-from infra.config import TrackingConfig
 from infra.errors import ServiceError
 from infra.local import free_port
+from infra.sections import TrackingConfig
 from infra.tracking import Registered, Registry
 
 

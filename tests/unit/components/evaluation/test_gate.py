@@ -3,7 +3,7 @@ import math
 import pytest
 
 from components.evaluation.gate import decide
-from infra.config import GateConfig
+from infra.sections import GateConfig
 
 POLICY = GateConfig(metric="ndcg@10", min_gain_over_baselines=0.0, max_drop_from_champion=0.5, max_invalid_rate=0.0)
 

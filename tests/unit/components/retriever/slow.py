@@ -16,7 +16,7 @@ from torch import Tensor
 from components.retriever.model import Retriever
 from components.retriever.packing import Row
 from components.retriever.rank_head import RankHead
-from infra.config import LossConfig, RetrieverConfig
+from infra.sections import LossConfig, RetrieverConfig
 
 
 def tiny_model(codes: Sequence[Sequence[int]], *, n_codes: int, seed: int = 0, **settings: object) -> Retriever:

@@ -10,8 +10,9 @@ from components.retriever.bundle import restore_model
 from components.retriever.model import Retriever
 from components.retriever.packing import collate
 from components.training.checkpoint import trained_state
-from infra.config import Config, LossConfig, RetrieverConfig
+from infra.config import Config
 from infra.errors import ConfigError, IntegrityError, ServiceError
+from infra.sections import LossConfig, RetrieverConfig
 from tests.unit.components.retriever.slow import codeword_logits, hidden_states, row
 
 TEXT_VOCABULARY, WIDTH, CODES = 50, 24, np.array([[0, 1], [2, 3], [1, 1]])

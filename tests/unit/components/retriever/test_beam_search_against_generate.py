@@ -8,7 +8,7 @@ from components.retriever.beam_search import beam_search
 from components.retriever.contract import History
 from components.retriever.packing import collate
 from components.semantic_ids.trie import build_trie
-from infra.config import LossConfig
+from infra.sections import LossConfig
 from tests.benchmarks.decode_peers import causal_lm, found_by_us, generate, same_up_to_ties, trie_callback
 from tests.unit.components.retriever import slow
 

@@ -8,7 +8,7 @@ import torch
 
 from components.retriever import model as model_module
 from components.retriever.packing import collate
-from infra.config import LossConfig
+from infra.sections import LossConfig
 from tests.unit.components.retriever import slow
 from tests.unit.components.retriever.slow import row, tiny_model
 

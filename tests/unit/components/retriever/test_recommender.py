@@ -10,8 +10,8 @@ from components.retriever.filters import ItemFilter
 from components.retriever.prefix import PrefixCache
 from components.retriever.recommender import RetrieverRecommender, prompt, unconstrained_invalid_rate
 from components.semantic_ids.trie import build_trie
-from infra.config import DecodingConfig
 from infra.errors import ConfigError, IntegrityError
+from infra.sections import DecodingConfig
 from tests.unit.components.retriever import slow
 from tests.unit.components.retriever.slow import tiny_model
 

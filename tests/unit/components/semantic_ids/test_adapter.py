@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from components.semantic_ids.adapter import Adapter, fit_adapter, info_nce
-from infra.config import AdapterConfig
+from infra.sections import AdapterConfig
 
 SETTINGS = AdapterConfig(hidden_dim=16, epochs=50, batch=64, learning_rate=0.01)
 N, KNOWN = 60, 48

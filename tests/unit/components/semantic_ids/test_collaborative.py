@@ -20,7 +20,7 @@ from components.semantic_ids.collaborative import (
     split_users,
     unit,
 )
-from infra.config import SemanticIdConfig
+from infra.sections import SemanticIdConfig
 
 KINDS = 8
 

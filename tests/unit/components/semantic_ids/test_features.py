@@ -13,8 +13,8 @@ from safetensors.numpy import load, save
 from components.semantic_ids.collaborative import pmi_features, unit
 from components.semantic_ids.encoder import FeatureEncoder, TextEncoder
 from components.semantic_ids.features import ItemFeatures, item_features
-from infra.config import SemanticIdConfig
 from infra.errors import DataError, ServiceError
+from infra.sections import SemanticIdConfig
 
 TEXTS = ["star wars", "star trek", "love story", ""]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.semantic_ids.plan import plan_of
-from infra.config import SemanticIdConfig
+from infra.sections import SemanticIdConfig
 
 SETTINGS = SemanticIdConfig(levels=3, codes=1024, iterations=10, workers=4)
 

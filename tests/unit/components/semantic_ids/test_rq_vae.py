@@ -12,8 +12,8 @@ import torch
 from components.semantic_ids.quantize import codebook_tensors
 from components.semantic_ids.rq_vae import RQVAE, _batches, _evenly, _step, _TrainedCodebooks
 from components.semantic_ids.shards import Codebook, Codes, LocalShards, Matrix
-from infra.config import RqVaeConfig
 from infra.errors import DataError, TrainingError
+from infra.sections import RqVaeConfig
 
 N_CLUSTERS, AN_CLUSTER, WIDTH = 8, 60, 16
 SMALL = RqVaeConfig(latent_dim=8, hidden_dims=[32], epochs=20, batch=64, learning_rate=3e-3)

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from components.sessions.catalogue import build_catalogue, catalogue_table
-from infra.config import DataConfig, load_config
+from infra.config import load_config
 from infra.errors import DataError
 from infra.records import CATALOGUE
+from infra.sections import DataConfig
 
 
 def data(path: Path | str, *settings: str) -> DataConfig:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from components.sessions.check import CHECKED, HINTS, MICROSECONDS, NO_TIMESTAMP, SECONDS, check_events, event_columns
 from components.sessions.sources import MALFORMED
-from infra.config import DataConfig, load_config
+from infra.config import load_config
 from infra.errors import DataError
+from infra.sections import DataConfig
 
 NOW_MS = 1_700_000_000_000
 GOOD = {"user_id": ["u"], "item_id": ["i"], "timestamp": [NOW_MS], "level": [3]}
