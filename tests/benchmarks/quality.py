@@ -123,10 +123,10 @@ TASKS: Final = {task.name: task for task in (BEAUTY, KUAIRAND, KUAIRAND_HISTORIE
 
 
 class Bench:
-    """The runs of one task in one workspace."""
+    """The runs of one task in one workspace, judged on these phases."""
 
-    def __init__(self, task: Task, workspace: Path, *, quick: bool) -> None:
-        self.task, self.quick, self.workspace = task, quick, workspace
+    def __init__(self, task: Task, workspace: Path, *, quick: bool, phases: Sequence[r.Phase] = (r.Phase.VALID, r.Phase.TEST)) -> None:
+        self.task, self.quick, self.workspace, self.phases = task, quick, workspace, phases
         self.files = task.log_of(workspace / "log")
         self.sessions = sessions_step(self.run((), seed=0)).uri
         self.timelines = storage.read_table(storage.join(self.sessions, "timelines"))
@@ -164,7 +164,7 @@ class Bench:
         """Figures of the validation and the test phase, for each treatment of seen items."""
         figures = {}
         for exclude_seen in self.task.exclude_seen:
-            for phase in (r.Phase.VALID, r.Phase.TEST):
+            for phase in self.phases:
                 cases = self.cases(config, phase, exclude_seen=exclude_seen)
                 figures[setting_name(phase, exclude_seen=exclude_seen)] = evaluate(method, cases, config.evaluation.ks)
         return figures
@@ -235,7 +235,7 @@ class Bench:
         return swept
 
     def _judged(self, run: Run, name: str, work: Any, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-        evaluation = {"evaluation": run.config.evaluation.model_dump(), "exclude_seen": self.task.exclude_seen}
+        evaluation = {"evaluation": run.config.evaluation.model_dump(), "exclude_seen": self.task.exclude_seen, "phases": self.phases}
         inputs = {"sessions": content_of(self.sessions), **inputs}
         result = run_step(run, name, work, settings={**evaluation, **settings}, inputs=inputs, code=_CODE)
         return dict(storage.read_json(storage.join(result.uri, "figures.json")))

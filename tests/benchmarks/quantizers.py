@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -75,11 +75,12 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, help="where runs and checkpoints lie (.rankgr/quality/<data>)")
     options = parser.parse_args()
     task, seeds = TASKS[options.data], [int(seed) for seed in options.seeds.split(",")]
+    task = replace(task, exclude_seen=task.exclude_seen[:1])  # the headline alone
     workspace = (options.workspace or Path(".rankgr") / "quality" / f"{task.name}{'-quick' if options.quick else ''}").resolve()
     configure_logs()
     with ExitStack() as stack:
         stack.enter_context(ray_session(load_config(preset=task.preset).cluster))
-        bench = Bench(task, workspace, quick=options.quick)
+        bench = Bench(task, workspace, quick=options.quick, phases=(r.Phase.TEST,))
         outcomes = {pair: judge(bench, *pair, seeds) for pair in product(QUANTIZERS, options.features)}
     shown = SHOWN[task.name][:4]
     columns = ["quantizer", "features", "seeds", *shown, "collisions before", "after", "moved", "codewords used"]
