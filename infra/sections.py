@@ -102,7 +102,7 @@ class SemanticIdConfig(Section):
     """Item features and their quantization (RankGR Eq. 1, GenRec Eq. 1, OneRec Algorithm 1)."""
 
     quantizer: Literal["rq_kmeans", "balanced_rq_kmeans", "rq_vae"] = "rq_kmeans"
-    """`balanced_rq_kmeans`: codewords of a level have the same number of items, give or take one."""
+    """`balanced_rq_kmeans`: codewords of a level have the same number of items, give or take one, before collisions are resolved."""
     levels: int = Field(2, ge=1, le=4)
     codes: int = Field(64, ge=2, le=8192)
     """Codewords a level."""
@@ -121,7 +121,7 @@ class SemanticIdConfig(Section):
     collaborative: Literal["pmi", "cosine", "adapter"] = "pmi"
     """`pmi`: SVD of pointwise mutual information of neighbours in a timeline; `cosine`: SVDs of their cosine and of who had what;
     `adapter`: a network from content and `cosine`, trained on neighbours."""
-    min_collaborative_gain: float = 0.0
+    min_collaborative_gain: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Refuse the collaborative signal, and take content alone, unless it finds this much more, relatively, of the neighbours in
     timelines that it has not seen."""
     cooccurrence_window: int = Field(10, ge=1)
@@ -131,11 +131,12 @@ class SemanticIdConfig(Section):
     workers: int = Field(0, ge=0)
     """Ray actors that share the items; 0 works in the step's own process."""
     earlier: str = ""
-    """Folder that an earlier step `semantic_ids` wrote: a new fit starts from its SIDs, keeps those it can and reports the churn."""
+    """Folder that an earlier step `semantic_ids` wrote, or a bundle, which knows the items added since: a new fit starts from its
+    SIDs, keeps those it can and reports the churn."""
     max_collision_rate: float = Field(1.0, ge=0, le=1)
-    """The step fails where more items than this share their SID."""
+    """The run stops where more items than this share the codes that quantization gave them, before collisions are resolved."""
     min_utilisation: float = Field(0.0, ge=0, le=1)
-    """The step fails where a level uses less of its codewords."""
+    """The run stops where a level uses less of its codewords, before or after collisions are resolved."""
 
     @model_validator(mode="after")
     def _some_feature(self) -> Self:

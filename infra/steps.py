@@ -114,8 +114,13 @@ def run_step(
     else:
         result = StepResult(name, uri, True, float(done.metadata["seconds"]), done.metadata)
         log.info("skipped: finished before with the same inputs, settings and code", took=f"{result.seconds}s", output=uri)
-    storage.write_json(_record(run.config.workspace, run.run_id, name), {**asdict(result), _RECORDED: time.time_ns()})
+    remember(run, result)
     return result
+
+
+def remember(run: Run, result: StepResult) -> None:
+    """Make a step the one of its name in a run."""
+    storage.write_json(_record(run.config.workspace, run.run_id, result.name), {**asdict(result), _RECORDED: time.time_ns()})
 
 
 def run_records(workspace: str, run_id: str) -> dict[str, StepResult]:

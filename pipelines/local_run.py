@@ -27,7 +27,7 @@ REDIS_URL = "RANKGR_REDIS_URL"
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the command with status 130 and a hint; typer would make them 1 and "Aborted"."""
     try:
         yield
@@ -53,7 +53,7 @@ def _interrupted(error: BaseException | None) -> bool:
 def local_services(config: Config, *, redis: bool = True) -> Iterator[None]:
     """Ray and, unless one is configured, a Valkey in the workspace; child processes find both in the environment."""
     with ExitStack() as stack:
-        stack.enter_context(_interruptible())
+        stack.enter_context(interruptible())
         stack.enter_context(no_process_left())
         if redis and not (config.slate_store.url or os.environ.get(REDIS_URL)):
             url = stack.enter_context(valkey(storage.join(config.workspace, "valkey")))

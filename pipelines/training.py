@@ -5,7 +5,7 @@ from kfp import dsl
 from components.evaluation.component import decide_promotion, evaluate_retriever
 from components.precompute.component import precompute_slates
 from components.release.component import release_bundle
-from components.semantic_ids.component import build_semantic_ids
+from components.semantic_ids.component import build_semantic_ids, check_semantic_ids
 from components.sessions.component import prepare_sessions
 from components.training.component import train_retriever
 
@@ -27,9 +27,10 @@ def training_pipeline(config: str, run_id: str = "manual", fresh: bool = False) 
     """
     run = {"config": config, "run_id": run_id, "fresh": fresh}
     sessions = _task(prepare_sessions(**run))
-    sids = _task(build_semantic_ids(**run, sessions=sessions.outputs["Output"]))
-    weights = _task(train_retriever(**run, sessions=sessions.outputs["Output"], semantic_ids=sids.outputs["Output"]))
-    made = {"sessions": sessions.outputs["Output"], "semantic_ids": sids.outputs["Output"], "training": weights.outputs["Output"]}
+    built = _task(build_semantic_ids(**run, sessions=sessions.outputs["Output"]))
+    sids = _task(check_semantic_ids(**run, semantic_ids=built.outputs["Output"]))
+    weights = _task(train_retriever(**run, sessions=sessions.outputs["Output"], semantic_ids=sids.output))
+    made = {"sessions": sessions.outputs["Output"], "semantic_ids": sids.output, "training": weights.outputs["Output"]}
     report = _task(evaluate_retriever(**run, **made))
     gate = _task(decide_promotion(**run, semantic_ids=made["semantic_ids"], training=made["training"], evaluation=report.outputs["Output"]))
     # The local runner resolves conditions on an output of the name "Output" only, so the decision is the gate's sole value.

@@ -21,7 +21,13 @@ from infra.config import Config
 from infra.steps import Run, StepResult, content_of, job_main, run_step
 
 STEP = "evaluation"
-CODE = ("components/evaluation", "components/retriever", "components/semantic_ids/trie.py", "infra/records.py")
+CODE = (
+    "components/evaluation",
+    "components/retriever",
+    "components/semantic_ids/table.py",
+    "components/semantic_ids/trie.py",
+    "infra/records.py",
+)
 REPORT, EXAMPLES = "report.json", "examples.json"
 _DIAGNOSED_USERS = 500
 

@@ -33,6 +33,7 @@ STEP = "precompute"
 CODE = (
     "components/precompute",
     "components/retriever",
+    "components/semantic_ids/table.py",
     "components/semantic_ids/trie.py",
     "infra/catalogue.py",
     "infra/records.py",

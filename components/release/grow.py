@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import torch
 from safetensors.torch import save
 
-from components.release.job import BUNDLE, CODE, STEP
+from components.release.job import BUNDLE, CODE, STEP, grown_of, promoted
 from components.retriever.bundle import Bundle, load_bundle, write_bundle
 from components.semantic_ids.coder import Coder
 from components.semantic_ids.job import items_per_sid
@@ -16,9 +18,9 @@ from components.semantic_ids.life_cycle import add_items
 from components.semantic_ids.table import codes_of
 from infra import records as r
 from infra import storage
-from infra.errors import DataError
+from infra.errors import DataError, ServiceError
 from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, run_step
+from infra.steps import Run, StepResult, content_of, run_records, run_step
 from infra.tracking import Registered, Registry
 
 
@@ -29,19 +31,19 @@ def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
     champion is carried along: it was judged without the new items, which the manifest counts.
 
     Args:
-        run: whose tracking and workspace hold the champion; its step `release` becomes the grown one.
+        run: the one that the champion is of; its step `release` becomes the grown one.
         items: CATALOGUE rows; items that the champion knows already are left out.
 
     Returns:
         the step, with `version`, `mlflow_version` and `added` (item id -> SID); None where nothing is new.
 
     Raises:
-        DataError: there is no champion, an item id occurs twice, unusable embeddings, no room for so many.
+        DataError: there is no champion, or it is of another run; an item id occurs twice, unusable embeddings, no room for so many.
+        ServiceError: another model became champion meanwhile.
     """
     registry = Registry(run.config.tracking, run.config.workspace)
-    champion = registry.champion()
-    if champion is None:
-        raise DataError("there is no champion to add items to", where=registry.uri, mend="rankgr run first")
+    champion = champion_of(registry)
+    _check_run(run, champion)
     bundle = load_bundle(champion.bundle_uri)
     settings = bundle.config.semantic_ids
     sids = add_items(bundle.sids, Coder.read(champion.bundle_uri, settings), items, capacity=items_per_sid(settings))
@@ -51,17 +53,54 @@ def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
     catalogue = _grown_catalogue(bundle.catalogue, items, set(added))
 
     def work(out_uri: str) -> dict[str, Any]:
-        return _release(storage.join(out_uri, BUNDLE), registry, champion, bundle, sids, catalogue, added)
+        return _register(storage.join(out_uri, BUNDLE), registry, champion, bundle, sids, catalogue, added)
 
+    settings_of_step = {"tracking": run.config.tracking.model_dump()}
     inputs = {"champion": content_of(champion.bundle_uri), "added": storage.hash_json(added)}
-    return run_step(run, STEP, work, settings={"tracking": run.config.tracking.model_dump()}, inputs=inputs, code=CODE)
+    grow = partial(run_step, name=STEP, work=work, settings=settings_of_step, inputs=inputs, code=CODE)
+    result = grow(run)
+    now = registry.champion()
+    if now is None or now.bundle_uri not in (champion.bundle_uri, storage.join(result.uri, BUNDLE)):
+        raise ServiceError("another model became champion meanwhile", where=registry.uri, mend="run the same command again")
+    return promoted(registry, result, lambda: grow(replace(run, fresh=True)))
 
 
-def _release(
+def champion_of(registry: Registry) -> Registered:
+    """The champion.
+
+    Raises:
+        DataError: there is none.
+    """
+    champion = registry.champion()
+    if champion is None:
+        raise DataError("there is no champion to add items to", where=registry.uri, mend="rankgr run first")
+    return champion
+
+
+def _check_run(run: Run, champion: Registered) -> None:
+    """Refuse a run of another catalogue: its timelines do not fit the champion's items."""
+    record = run_records(run.config.workspace, run.run_id).get(STEP)
+    own = storage.join(record.uri, BUNDLE) if record else ""
+    # An add that was interrupted before it promoted what it had recorded may go on.
+    if own != champion.bundle_uri and not (own and grown_from(own) == champion.bundle_uri):
+        raise DataError(
+            "the last run is not the one that the champion is of",
+            where=champion.bundle_uri,
+            mend="use the workspace of that run, or `rankgr run` until its model is promoted",
+        )
+
+
+def grown_from(bundle_uri: str) -> str:
+    """Where the bundle lies that this one was made of by adding items; empty if none were."""
+    manifest = storage.read_manifest(bundle_uri)
+    return str(manifest.metadata.get("grown_from", "")) if manifest else ""
+
+
+def _register(
     uri: str, registry: Registry, champion: Registered, bundle: Bundle, sids: pa.Table, catalogue: pa.Table, added: dict[str, Any]
 ) -> dict[str, Any]:
     codes = torch.from_numpy(codes_of(sids)).to(bundle.weights["sid_codes"].dtype)
-    judged = {"report": champion.report, "grown_from": bundle.version, "items_added": len(added)}
+    lineage = {"grown_from": champion.bundle_uri, "grown_of": grown_of(champion.bundle_uri) or bundle.version}
     manifest = write_bundle(
         uri,
         config=bundle.config,
@@ -69,18 +108,17 @@ def _release(
         sids=sids,
         catalogue=catalogue,
         coder=champion.bundle_uri,
-        metadata=judged,
+        metadata={"report": champion.report, "items_added": len(added), **lineage},
     )
     number = registry.register(
         uri,
         evaluation=champion.evaluation,
         metrics={"items": float(len(sids)), "items_added": float(len(added))},
-        params={"grown_from": bundle.version},
+        params=lineage,
         files={"config.json": bundle.config.to_json()},
     )
-    registry.promote(number)
     version = manifest.digest[:12]
-    get_logger(STEP).info("champion", version=version, mlflow_version=number, items_added=len(added))
+    get_logger(STEP).info("registered", version=version, mlflow_version=number, items_added=len(added))
     return {"version": version, "mlflow_version": number, "added": added}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,18 +10,24 @@ from typing import Any
 from components.retriever.bundle import write_bundle
 from infra import storage
 from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, job_main, run_step
+from infra.steps import Run, StepResult, content_of, job_main, remember, run_step
 from infra.tracking import Registry
 
 STEP = "release"
-CODE = ("components/release", "components/retriever/bundle.py", "infra/records.py")
+CODE = (
+    "components/release",
+    "components/retriever/bundle.py",
+    "components/semantic_ids/coder.py",
+    "components/semantic_ids/table.py",
+    "infra/records.py",
+)
 BUNDLE = "bundle"
 
 
 def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: str) -> StepResult:
     """The step `release`: a bundle in `<step folder>/bundle`, a version in MLflow with the alias champion.
 
-    The folder counts only after MLflow has the version, so that an interrupted release is done again.
+    The folder counts only after MLflow has the version, and the alias comes last: an interrupted release is done again, or promoted.
     """
     inputs = {
         "sessions": content_of(sessions),
@@ -52,9 +59,8 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
                 "config.json": run.config.public().to_json(),
             },
         )
-        registry.promote(number)
         version = manifest.digest[:12]
-        get_logger(STEP).info("champion", version=version, mlflow_version=number, mlflow=registry.uri)
+        get_logger(STEP).info("registered", version=version, mlflow_version=number, mlflow=registry.uri)
         return {"version": version, "mlflow_version": number}
 
     settings = {"tracking": run.config.tracking.model_dump(), "decoding": run.config.decoding.model_dump()}
@@ -63,13 +69,37 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
     result = release(replace(run, fresh=False))
     registry = Registry(run.config.tracking, run.config.workspace)
     champion = registry.champion()
-    if champion is None or champion.bundle_uri != storage.join(result.uri, BUNDLE):
-        # An earlier release that passed the gate again, or a registry that lost it.
-        if registry.has(result.metadata["mlflow_version"], storage.join(result.uri, BUNDLE)):
-            registry.promote(result.metadata["mlflow_version"])
-        else:
-            result = release(replace(run, fresh=True))
+    if champion is not None and grown_of(champion.bundle_uri) == result.metadata["version"]:
+        # The champion is this bundle with items that were added since: going back would lose them.
+        folder = champion.bundle_uri.removesuffix(f"/{BUNDLE}")
+        done = storage.open_committed(folder, verify=False).metadata
+        grown = StepResult(STEP, folder, True, float(done["seconds"]), done)
+        remember(run, grown)
+        return grown
+    return promoted(registry, result, lambda: release(replace(run, fresh=True)))
+
+
+def promoted(registry: Registry, result: StepResult, again: Callable[[], StepResult]) -> StepResult:
+    """The step, with its bundle as champion: it may have been finished, and another one promoted or the registry lost since.
+
+    Args:
+        registry: of the run.
+        result: a finished release.
+        again: releases once more, for a registry that does not know its version.
+    """
+    champion, uri = registry.champion(), storage.join(result.uri, BUNDLE)
+    if champion is not None and champion.bundle_uri == uri:
+        return result
+    if not registry.has(result.metadata["mlflow_version"], uri):
+        result = again()
+    registry.promote(result.metadata["mlflow_version"])
     return result
+
+
+def grown_of(bundle_uri: str) -> str:
+    """Version of the bundle that this one was before items were added; empty if none were."""
+    manifest = storage.read_manifest(bundle_uri)
+    return str(manifest.metadata.get("grown_of", "")) if manifest else ""
 
 
 def _metrics(report: dict[str, Any]) -> dict[str, float]:

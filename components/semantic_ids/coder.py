@@ -16,6 +16,7 @@ from components.semantic_ids.encoder import FeatureEncoder
 from components.semantic_ids.quantize import Quantizer, ResidualKMeans
 from components.semantic_ids.shards import Codes, Matrix
 from infra import storage
+from infra.logs import get_logger
 from infra.sections import SemanticIdConfig
 
 QUANTIZER, FEATURES, WORDS = "quantizer.safetensors", "features.safetensors", "words.json"
@@ -46,6 +47,9 @@ class Coder:
             DataError: embeddings that are not finite or of another width than those that the features were made with.
         """
         features = self.encoder.transform(texts, embeddings, item_ids)
+        blank = [item_id for item_id, row in zip(item_ids, features, strict=True) if not row.any()]
+        if blank:
+            get_logger("semantic_ids").warning("items without a feature: their codes say nothing", items=len(blank), such_as=blank[:5])
         return self.quantizer.project(features), self.quantizer.encode(features)
 
     def write(self, uri: str) -> None:

@@ -31,7 +31,8 @@ MOST_REFERENCES = 100_000
 _HELD_OUT = 0.1
 _NEAREST = 3
 _SHRINKAGE = 5.0
-_ROWS = 256  # rows of similarities at a time
+_ROWS = 256  # rows of similarities at a time, fewer where items are very many
+_SIMILARITIES = 1 << 25
 _TIE = 1e-5  # products of equal rows differ by their place in a block of BLAS
 
 
@@ -300,8 +301,9 @@ def neighbour_hit_rate(features_ND: Matrix, pairs: Ints, k: int = HIT_K, sample:
     firsts, starts = np.unique(pairs[:, 0], return_index=True)
     ends = np.append(starts[1:], len(pairs))
     hits = 0.0
-    for begin in range(0, len(firsts), _ROWS):
-        rows = firsts[begin : begin + _ROWS]
+    block = max(1, min(_ROWS, _SIMILARITIES // len(features_ND)))
+    for begin in range(0, len(firsts), block):
+        rows = firsts[begin : begin + block]
         near_RN = features_ND[rows] @ features_ND.T
         near_RN[np.arange(len(rows)), rows] = -np.inf
         for row, start, end in zip(near_RN, starts[begin:], ends[begin:], strict=False):
@@ -315,8 +317,11 @@ def neighbour_hit_rate(features_ND: Matrix, pairs: Ints, k: int = HIT_K, sample:
 
 def unit(matrix: Matrix) -> Matrix:
     """Rows scaled to unit norm; zero rows stay zero."""
-    norm = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.asarray(matrix / np.maximum(norm, 1e-12), dtype=np.float32)
+    if not matrix.size:
+        return np.asarray(matrix, dtype=np.float32)
+    largest = np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-30)  # squares of large values would be infinite
+    scaled = matrix / largest
+    return np.asarray(scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _svd(matrix: sp.csr_matrix, dim: int, seed: int) -> Matrix:

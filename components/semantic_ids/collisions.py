@@ -71,7 +71,8 @@ def resolve_collisions(
     room = _Room(np.concatenate([taken, codes_NM[stays]]), n_codes, capacity)
     result = codes_NM.copy()
     movers = order[~stays[order]]
-    for item in movers[(codes_NM[movers, :-1] == before[movers, :-1]).all(axis=1)].tolist():
+    returning = (codes_NM[movers, :-1] == before[movers, :-1]).all(axis=1) & (before[movers] >= 0).all(axis=1)
+    for item in movers[returning].tolist():
         sid: Prefix = tuple(before[item].tolist())
         if room.below(sid):
             room.take(sid)
@@ -131,10 +132,11 @@ def _place(items: Ints, result: Codes, vectors_NL: Matrix, codebooks: Sequence[C
 
 
 def _search(vector_L: Matrix, codebooks: Sequence[Codebook], room: _Room, prefix: Prefix) -> Prefix:
-    """The rest of this prefix, and where that is full, all other prefixes from near to far."""
+    """The rest of this prefix, from near to far, and where that is full, of the prefix a level shorter, and so on."""
+    while prefix and not room.below(prefix):
+        prefix = prefix[:-1]
     left = vector_L - sum(codebooks[level].codewords_KD[code] for level, code in enumerate(prefix))
-    found = _nearest_with_room(left, codebooks, room, prefix) if not prefix or room.below(prefix) else None
-    found = found or _nearest_with_room(vector_L, codebooks, room, ())
+    found = _nearest_with_room(left, codebooks, room, prefix)
     assert found is not None, "the capacity was checked"
     return found
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 from safetensors.numpy import load
 
 from components.semantic_ids.coder import QUANTIZER, Coder, new_quantizer
-from components.semantic_ids.collaborative import held_out_pairs
+from components.semantic_ids.collaborative import held_out_pairs, split_users
 from components.semantic_ids.collisions import check_capacity, resolve_collisions
 from components.semantic_ids.features import ItemFeatures, item_features
 from components.semantic_ids.life_cycle import churn, earlier_codes
-from components.semantic_ids.ray_shards import ROWS_A_FILE, ray_shards, write_blocks
+from components.semantic_ids.ray_shards import ray_shards, write_blocks
 from components.semantic_ids.report import SECTION, render_page, render_section
-from components.semantic_ids.shards import Codes, LocalShards, Matrix, Shards
+from components.semantic_ids.shards import ROWS, Codes, LocalShards, Matrix, Shards
 from components.semantic_ids.stats import prefix_hit_rate, sid_statistics
 from components.semantic_ids.table import sids_table
 from infra import records as r
@@ -34,7 +34,6 @@ STEP = "semantic_ids"
 CODE = ("components/semantic_ids", "infra/records.py", "infra/svg.py")
 SIDS, STATS, PAGE = "sids.parquet", "stats.json", "report.html"
 _BLOCKS, _NAMED = "blocks", 5
-_SETTINGS_OF_NO_RESULT = {"workers", "max_collision_rate", "min_utilisation"}
 
 
 def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[str, Any]:
@@ -58,19 +57,20 @@ def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[
     get_logger(STEP).info("features", items=len(ids), width=features.features_ND.shape[1])
     if features.without_features:
         blank = [ids[i] for i in np.flatnonzero(~features.features_ND.any(axis=1))[:_NAMED]]
-        get_logger(STEP).warning("items without a feature share the codes nearest the mean", items=features.without_features, such_as=blank)
+        get_logger(STEP).warning("items without a feature: their codes say nothing", items=features.without_features, such_as=blank)
     coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
     encoded = _fit(coder, features.features_ND, config, before, out_uri)
     vectors = coder.quantizer.project(features.features_ND)
     codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=items_per_sid(settings), before_NM=before)
-    stats = sid_statistics(vectors, encoded, codes, coder.quantizer.codebooks)
+    stats = sid_statistics(features.features_ND, encoded, codes, coder.quantizer)
     stats["quantizer"], stats["without_features"], stats["signal"] = settings.quantizer, features.without_features, features.acceptance
-    stats["prefix_hit_rate"] = prefix_hit_rate(codes, held_out_pairs(timelines, window=settings.cooccurrence_window, seed=config.seed))
+    _, held_out = split_users(timelines, seed=config.seed)
+    stats["prefix_hit_rate"] = prefix_hit_rate(codes, held_out_pairs(held_out, window=settings.cooccurrence_window, seed=config.seed))
     stats |= {} if before is None else {"churn": churn(before, codes)}
     storage.write_table(sids_table(catalogue, codes), storage.join(out_uri, SIDS))
     coder.write(out_uri)
     storage.write_json(storage.join(out_uri, STATS), stats)
-    _write_report(catalogue, features, codes, stats, out_uri)
+    _write_report(catalogue, features, codes, stats, settings, out_uri)
     return _headline(stats)
 
 
@@ -92,10 +92,12 @@ def _shards(features_ND: Matrix, config: Config, out_uri: str) -> Iterator[Shard
         yield LocalShards(features_ND, threads=os.cpu_count() or 1)
         return
     folder = storage.join(out_uri, _BLOCKS)
-    uris = write_blocks((features_ND[i : i + ROWS_A_FILE] for i in range(0, len(features_ND), ROWS_A_FILE)), folder)
-    with ray_session(config.cluster), ray_shards(uris, workers=workers) as shards:
-        yield shards
-    storage.remove(folder)
+    uris = write_blocks((features_ND[i : i + ROWS] for i in range(0, len(features_ND), ROWS)), folder)
+    try:
+        with ray_session(config.cluster), ray_shards(uris, workers=workers) as shards:
+            yield shards
+    finally:
+        storage.remove(folder)
 
 
 def _earlier(settings: SemanticIdConfig, item_ids: list[str]) -> Codes | None:
@@ -105,7 +107,9 @@ def _earlier(settings: SemanticIdConfig, item_ids: list[str]) -> Codes | None:
     return earlier_codes(table, item_ids, levels=settings.levels, codes=settings.codes)
 
 
-def _write_report(catalogue: pa.Table, features: ItemFeatures, codes_NM: Codes, stats: dict[str, Any], out_uri: str) -> None:
+def _write_report(
+    catalogue: pa.Table, features: ItemFeatures, codes_NM: Codes, stats: dict[str, Any], settings: SemanticIdConfig, out_uri: str
+) -> None:
     section = render_section(
         stats,
         features_ND=features.features_ND,
@@ -114,6 +118,7 @@ def _write_report(catalogue: pa.Table, features: ItemFeatures, codes_NM: Codes, 
         popularity_N=catalogue[r.POPULARITY].to_numpy(),
         categories=catalogue[r.CATEGORY].to_pylist(),
         acceptance=features.acceptance,
+        limits={"max_collision_rate": settings.max_collision_rate, "min_utilisation": settings.min_utilisation},
     )
     storage.write_bytes(storage.join(out_uri, SECTION), section.encode())
     storage.write_bytes(storage.join(out_uri, PAGE), render_page(section, "Semantic IDs").encode())
@@ -121,13 +126,17 @@ def _write_report(catalogue: pa.Table, features: ItemFeatures, codes_NM: Codes, 
 
 def _headline(stats: dict[str, Any]) -> dict[str, Any]:
     names = ("items", "quantizer", "collision_rate_before", "collision_rate", "largest_bucket", "moved", "reconstruction_error")
-    levels = {name: [level[name] for level in stats["levels"]] for name in ("utilisation", "perplexity", "gini")}
+    names_of_levels = ("utilisation", "utilisation_before", "perplexity", "gini", "entropy", "conditional_entropy")
+    levels = {name: [level[name] for level in stats["levels"]] for name in names_of_levels}
     more = {"churn": stats["churn"]["changed"]} if "churn" in stats else {}
     return {name: stats[name] for name in names} | levels | more | {"signal": stats["signal"]}
 
 
 def check_limits(result: StepResult, settings: SemanticIdConfig) -> None:
     """Stop a run whose SIDs are worse than allowed, before anything is trained on them.
+
+    Moving items hides collisions and codewords that nobody took, so it is the codes before that which are judged, and for the use
+    of codewords those after it too.
 
     Args:
         result: of the step; its report is named in the error.
@@ -137,10 +146,10 @@ def check_limits(result: StepResult, settings: SemanticIdConfig) -> None:
         DataError: with the figures and the limits; one that is not a number fails too.
     """
     figures = result.metadata
-    worst = min(figures["utilisation"])
+    worst, rate = min([*figures["utilisation"], *figures["utilisation_before"]]), figures["collision_rate_before"]
     failed = []
-    if not figures["collision_rate"] <= settings.max_collision_rate:
-        failed.append(f"collision rate {figures['collision_rate']:.4f} is above max_collision_rate {settings.max_collision_rate}")
+    if not rate <= settings.max_collision_rate:
+        failed.append(f"collision rate {rate:.4f} is above max_collision_rate {settings.max_collision_rate}")
     if not worst >= settings.min_utilisation:
         failed.append(f"utilisation {worst:.4f} is below min_utilisation {settings.min_utilisation}")
     if failed:
@@ -149,6 +158,12 @@ def check_limits(result: StepResult, settings: SemanticIdConfig) -> None:
             where=storage.join(result.uri, PAGE),
             mend="try semantic_ids.quantizer=balanced_rq_kmeans, other codes or levels, collisions=unique, or change the limits",
         )
+
+
+def result_of(uri: str) -> StepResult:
+    """A finished step by its folder."""
+    metadata = storage.open_committed(uri, verify=False).metadata
+    return StepResult(STEP, uri, True, float(metadata["seconds"]), dict(metadata))
 
 
 def items_per_sid(settings: SemanticIdConfig) -> int:
@@ -178,7 +193,7 @@ def step(run: Run, sessions: str, *, hold_to_limits: bool = True) -> StepResult:
         run,
         STEP,
         lambda out_uri: build_semantic_ids(run.config, sessions, out_uri),
-        settings={"semantic_ids": own.model_dump(exclude=_SETTINGS_OF_NO_RESULT), "seed": run.config.seed},
+        settings={"semantic_ids": own.model_dump(exclude={"workers"}), "seed": run.config.seed},
         inputs=inputs,
         code=CODE,
     )

@@ -77,7 +77,8 @@ def _as_before(shards: Shards, before_N: Codes, n_codes: int, rng: np.random.Gen
     """Means of earlier clusters in today's features, which need not have the same axes as the earlier ones."""
     found = shards.each("sums_of", [(codes, n_codes) for codes in split(before_N, shards.sizes)])
     sums_KD, counts_K = add_up(found)
-    return _means(sums_KD, counts_K, np.zeros_like(sums_KD), rng)
+    others_KD = first_codewords(shards, n_codes, rng)  # for codes that nothing has any more
+    return np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], others_KD).astype(np.float32)
 
 
 def _spread(rows_nD: Matrix, n_codes: int, rng: np.random.Generator) -> Matrix:
@@ -134,8 +135,8 @@ def capacities(counts_K: Ints) -> Ints:
 def _settled(shards: Shards, codebook: Codebook) -> Codebook:
     """Move surplus rows, the ones that mind least first, until every cluster has its size; returns the means of what came out.
 
-    Each round, clusters with too many rows offer the cheapest ones to clusters with room, which take the best of what they are
-    offered. A round fills a cluster or empties all surplus, so that there are at most K rounds.
+    Clusters with too many rows offer the cheapest ones to clusters with room. Where all that a row listed are full by the time its
+    turn comes, what is left is offered anew.
     """
     n_codes = len(codebook.codewords_KD)
     _, counts_K = shards.add_up("sums", n_codes)
@@ -143,16 +144,33 @@ def _settled(shards: Shards, codebook: Codebook) -> Codebook:
     while (counts_K > sizes_K).any():
         found: list[Offers] = shards.every("offers", codebook, np.maximum(counts_K - sizes_K, 0), np.maximum(sizes_K - counts_K, 0))
         of_shard = np.repeat(np.arange(len(found)), [len(offers.rows) for offers in found])
-        rows, sources, targets, regrets = (
-            np.concatenate([getattr(offers, name) for offers in found]) for name in ("rows", "sources", "targets", "regrets")
-        )
-        accepted = np.lexsort((rows, of_shard, regrets, sources))
-        accepted = accepted[first_of_each(sources[accepted], counts_K - sizes_K)]
-        accepted = accepted[np.lexsort((rows[accepted], of_shard[accepted], regrets[accepted], targets[accepted]))]
-        accepted = accepted[first_of_each(targets[accepted], sizes_K - counts_K)]
-        moves = [accepted[of_shard[accepted] == shard] for shard in range(len(found))]
-        shards.each("move", [(rows[own], targets[own]) for own in moves])
-        counts_K = counts_K - np.bincount(sources[accepted], minlength=n_codes) + np.bincount(targets[accepted], minlength=n_codes)
+        offers = Offers.joined(found)
+        targets, counts_K = _placed(offers, of_shard, counts_K, sizes_K)
+        moves = [np.flatnonzero((of_shard == shard) & (targets >= 0)) for shard in range(len(found))]
+        shards.each("move", [(offers.rows[own], targets[own]) for own in moves])
     sums_KD, counts_K = shards.add_up("sums", n_codes)
     means = np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], codebook.codewords_KD)
     return Codebook(means.astype(np.float32), codebook.prices_K)
+
+
+def _placed(offers: Offers, of_shard: Ints, counts_K: Ints, sizes_K: Ints) -> tuple[Ints, Ints]:
+    """Let rows bid for the cheapest cluster on their list that has room, which takes the best bids, round after round.
+
+    Returns:
+        targets_n, -1 for rows that stay, and counts_K after the moves. Each round fills a cluster or empties all surplus.
+    """
+    result, here = np.full(len(offers.rows), -1), np.arange(len(offers.rows))
+    while True:
+        room_K, excess_K = sizes_K - counts_K, counts_K - sizes_K
+        costs = np.where(room_K[offers.targets] > 0, offers.regrets, np.inf)
+        choice = costs.argmin(1)
+        regrets, targets = costs[here, choice], offers.targets[here, choice]
+        bids = np.flatnonzero((result < 0) & np.isfinite(regrets) & (excess_K[offers.sources] > 0))
+        if not len(bids):
+            return result, counts_K
+        for groups, limits in ((offers.sources, excess_K), (targets, room_K)):
+            bids = bids[np.lexsort((offers.rows[bids], of_shard[bids], regrets[bids], groups[bids]))]
+            bids = bids[first_of_each(groups[bids], limits)]
+        result[bids] = targets[bids]
+        leaving, coming = (np.bincount(clusters[bids], minlength=len(counts_K)) for clusters in (offers.sources, targets))
+        counts_K = counts_K - leaving + coming

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,13 +59,19 @@ def add_items(sids: pa.Table, coder: Coder, items: pa.Table, *, capacity: int) -
         DataError: an item id that occurs twice, unusable embeddings, no room for so many.
     """
     ids = items[r.ITEM_ID].to_pylist()
-    twice = sorted({item_id for item_id in ids if ids.count(item_id) > 1}) if len(set(ids)) < len(ids) else []
+    twice = sorted(item_id for item_id, count in Counter(ids).items() if count > 1)
     if twice:
         raise DataError(f"{len(twice)} item ids occur twice: {', '.join(twice[:5])}", mend="give each new item once")
     known = set(sids[r.ITEM_ID].to_pylist())
     new = items.filter(pa.array([item_id not in known for item_id in ids]))
     if not len(new):
         return sids
+    room = len(coder.quantizer.codebooks[0].codewords_KD) ** len(coder.quantizer.codebooks) * capacity
+    if len(sids) + len(new) > room:
+        raise DataError(
+            f"there is room for {room} items, {len(sids)} are there and {len(new)} are new",
+            mend="fit anew with more codes (semantic_ids.codes); semantic_ids.earlier cannot help then",
+        )
     vectors, encoded = coder.encode(new[r.TEXT].to_pylist(), new[r.EMBEDDING].to_pylist(), new[r.ITEM_ID].to_pylist())
     popularity = new[r.POPULARITY].to_numpy()
     codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=capacity, taken_PM=codes_of(sids))

@@ -49,6 +49,10 @@ class Quantizer(Protocol):
         """vectors_NL that are quantized."""
         ...
 
+    def reconstruct(self, codes_NM: Codes) -> Matrix:
+        """features_ND that codes stand for."""
+        ...
+
     def tensors(self) -> dict[str, Matrix]:
         """All that `restore` needs."""
         ...
@@ -69,7 +73,8 @@ class ResidualKMeans:
         iterations: passes a level.
         seed: of the first codewords; equal seeds give equal codebooks.
         balanced: codewords of a level have the same number of items, give or take one (OneRec Algorithm 1). Codes of `fit` then
-            are exactly even; `encode` gives what is cheapest at the prices found, which is nearly so.
+            are exactly even, before collisions are resolved; `encode` gives what is cheapest at the prices found, which is even
+            only roughly.
     """
 
     levels: int
@@ -110,6 +115,10 @@ class ResidualKMeans:
         """The features themselves."""
         return features_ND
 
+    def reconstruct(self, codes_NM: Codes) -> Matrix:
+        """Sums of codewords."""
+        return decode(codes_NM, self.codebooks)
+
     def tensors(self) -> dict[str, Matrix]:
         """Codebooks and prices."""
         return codebook_tensors(self.codebooks)
@@ -117,8 +126,12 @@ class ResidualKMeans:
     @classmethod
     def restore(cls, tensors: dict[str, Matrix]) -> Self:
         """Of codebooks and prices."""
-        codebooks = codebooks_of(tensors)
-        return cls(len(codebooks), len(codebooks[0].codewords_KD), codebooks=codebooks)
+        return cls.frozen(codebooks_of(tensors))
+
+    @classmethod
+    def frozen(cls, codebooks: Sequence[Codebook]) -> Self:
+        """With such codebooks, for encoding."""
+        return cls(len(codebooks), len(codebooks[0].codewords_KD), codebooks=tuple(codebooks))
 
 
 def check_enough(items: int, codes: int) -> None:

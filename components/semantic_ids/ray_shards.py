@@ -13,9 +13,8 @@ import numpy as np
 
 from components.semantic_ids.shards import Ints, Matrix, Shard, add_up
 from infra import storage
-from infra.errors import DataError
+from infra.errors import ConfigError, DataError
 
-ROWS_A_FILE = 65_536
 KEPT_BYTES = 256 << 20  # of rows, that an actor holds in memory; where it has more, it reads them anew in each pass
 
 
@@ -93,11 +92,19 @@ class RayShards:
 def ray_shards(uris: Sequence[str], *, workers: int) -> Iterator[RayShards]:
     """Actors for the files of `write_blocks`; they end with the context. Needs a Ray session (`infra.cluster.ray_session`).
 
+    Files of `shards.ROWS` rows are cut as a process of its own cuts them: both then find the same codes.
+
     Raises:
+        ConfigError: more workers than the cluster has CPUs.
         DataError: files of rows of different widths.
     """
     import ray
 
+    free = int(ray.cluster_resources().get("CPU", 0))
+    if workers > free:
+        raise ConfigError(
+            f"{workers} workers need as many CPUs, the cluster has {free}", where="semantic_ids.workers", mend=f"set it to {free} or less"
+        )
     shapes = [_shape(uri) for uri in uris]
     if len({width for _, width in shapes}) > 1:
         raise DataError("files of features have different widths", where=uris[0], mend="write them anew")

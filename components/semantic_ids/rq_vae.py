@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from components.semantic_ids import quantize
@@ -71,7 +72,8 @@ class RQVAE:
         check_enough(int(features.sizes.sum()), self.codes)
         width, self.scale = _width_and_scale(features)
         self.network = _Autoencoder([width, *self.settings.hidden_dims, self.settings.latent_dim], self.seed)
-        self._train(features, before_NM, tell)
+        with threadpool_limits(1):  # another number of threads sums in another order, and trains other weights
+            self._train(features, before_NM, tell)
         return np.concatenate([self.encode(rows_nD) for rows_nD in _each_shard(features)])
 
     def encode(self, features_ND: Matrix) -> Codes:

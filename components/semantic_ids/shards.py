@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ Matrix = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 ROWS = 8192
+_TARGETS = 16  # clusters that a row in surplus may choose among before rows are looked at again
 BLOCK = 512  # rows of distances at a time: they stay in the processor's cache
 
 
@@ -48,14 +49,19 @@ class Offers:
     Attributes:
         rows: their numbers in the shard.
         sources: the clusters that they are in.
-        targets: where they would go: the cheapest cluster with room.
-        regrets: by how much that is worse for them.
+        targets: nT, where they would go: the cheapest clusters with room, in this order.
+        regrets: nT, by how much those are worse for them.
     """
 
     rows: Ints
     sources: Ints
     targets: Ints
     regrets: npt.NDArray[np.float64]
+
+    @staticmethod
+    def joined(found: Sequence[Offers]) -> Offers:
+        """Those of all shards, one after the other."""
+        return Offers(*(np.concatenate([getattr(offers, part.name) for offers in found]) for part in fields(Offers)))
 
 
 def nearest(rows_nD: Matrix, codebook: Codebook, *, runner_up: bool = False) -> tuple[Codes, Matrix]:
@@ -156,20 +162,23 @@ class Shard:
         return clusters[kept], self._slack[rows[kept]]
 
     def offers(self, codebook: Codebook, excess_K: Ints, room_K: Ints) -> Offers:
-        """For each cluster with an excess, as many rows as that whom it costs least to move to a cluster with room."""
+        """For each cluster with an excess, as many rows as that whom it costs least to move to clusters with room."""
         rows = np.flatnonzero(excess_K[self._codes] > 0)
         there = np.flatnonzero(room_K > 0)
         left, sources = self.residual()[rows], self._codes[rows].astype(np.int64)
         weights_DK, offset_K = _weights(codebook)
         now = np.einsum("nd,nd->n", left, weights_DK.T[sources]) + offset_K[sources]
-        targets, regrets = np.empty(len(rows), np.int64), np.empty(len(rows))
+        listed = min(_TARGETS, len(there))
+        targets, regrets = np.empty((len(rows), listed), np.int64), np.empty((len(rows), listed))
         open_weights, open_offset = np.ascontiguousarray(weights_DK[:, there]), offset_K[there]
         for start in range(0, len(rows), BLOCK):
             cost = left[start : start + BLOCK] @ open_weights + open_offset
-            best = cost.argmin(1)
-            targets[start : start + len(best)] = there[best]
-            regrets[start : start + len(best)] = cost[np.arange(len(best)), best] - now[start : start + len(best)]
-        order = np.lexsort((rows, regrets, sources))
+            best = np.argpartition(cost, listed - 1, axis=1)[:, :listed]
+            costs = np.take_along_axis(cost, best, 1)
+            order = np.lexsort((best, costs), axis=1)
+            targets[start : start + len(best)] = there[np.take_along_axis(best, order, 1)]
+            regrets[start : start + len(best)] = np.take_along_axis(costs, order, 1) - now[start : start + len(best), None]
+        order = np.lexsort((rows, regrets[:, 0], sources))
         order = order[first_of_each(sources[order], excess_K)]
         return Offers(rows[order], sources[order], targets[order], regrets[order])
 

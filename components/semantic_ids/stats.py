@@ -5,42 +5,43 @@ Shapes: N items, L width that is quantized, M levels, K codewords a level, P pai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from components.semantic_ids.quantize import decode
-from components.semantic_ids.shards import ROWS, Codebook, Codes, Ints, Matrix
+from components.semantic_ids.quantize import Quantizer
+from components.semantic_ids.shards import ROWS, Codes, Ints, Matrix
 
 
-def sid_statistics(vectors_NL: Matrix, encoded_NM: Codes, final_NM: Codes, codebooks: Sequence[Codebook]) -> dict[str, Any]:
+def sid_statistics(features_ND: Matrix, encoded_NM: Codes, final_NM: Codes, quantizer: Quantizer) -> dict[str, Any]:
     """Figures of a SID table as JSON values.
 
     Args:
-        vectors_NL: what was quantized.
+        features_ND: what the quantizer was fitted on.
         encoded_NM: nearest codes, before collisions were resolved.
         final_NM: the table.
-        codebooks: one a level.
+        quantizer: that gave the codes.
 
     Returns:
         `items`, `sids` (distinct ones), `collision_rate` (share of items that share their SID) before and after,
         `largest_bucket` (items of the fullest SID), `moved` items, `duplicates` (items whose vector is exactly that of another
-        item), `reconstruction_error` (share of the variance lost), and of each of the `levels` what `level_statistics` tells
-        and `conditional_entropy`: bits that a codeword adds once the codewords before it are known. A level in the middle with
-        much less entropy than its neighbours is the hourglass of residual quantization (arXiv:2407.21488).
+        item), `reconstruction_error` (share of the features' variance lost), and of each of the `levels` what `level_statistics`
+        tells, `utilisation_before` (share of codewords that `encoded_NM` uses) and `conditional_entropy`: bits that a codeword
+        adds once the codewords before it are known. A level in the middle with much less entropy than its neighbours is the
+        hourglass of residual quantization (arXiv:2407.21488).
     """
     groups_NM = prefix_groups(final_NM)
     sizes = np.bincount(groups_NM[:, -1])
     joint = [0.0, *(entropy(np.bincount(groups)) for groups in groups_NM.T)]
     levels = [
         level_statistics(np.bincount(codes_N, minlength=len(book.codewords_KD)))
-        for codes_N, book in zip(final_NM.T, codebooks, strict=True)
+        for codes_N, book in zip(final_NM.T, quantizer.codebooks, strict=True)
     ]
     for level, figures in enumerate(levels):
         figures["conditional_entropy"] = max(joint[level + 1] - joint[level], 0.0)
+        figures["utilisation_before"] = len(np.unique(encoded_NM[:, level])) / len(quantizer.codebooks[level].codewords_KD)
     return {
         "items": len(final_NM),
         "sids": len(sizes),
@@ -48,8 +49,8 @@ def sid_statistics(vectors_NL: Matrix, encoded_NM: Codes, final_NM: Codes, codeb
         "collision_rate": _collision_rate(sizes),
         "largest_bucket": int(sizes.max()),
         "moved": int((encoded_NM != final_NM).any(axis=1).sum()),
-        "duplicates": _duplicates(vectors_NL),
-        "reconstruction_error": _reconstruction_error(vectors_NL, final_NM, codebooks),
+        "duplicates": _duplicates(features_ND),
+        "reconstruction_error": _reconstruction_error(features_ND, final_NM, quantizer),
         "levels": levels,
     }
 
@@ -148,12 +149,12 @@ def _duplicates(vectors_NL: Matrix) -> int:
     return sum(count for count in seen.values() if count > 1)
 
 
-def _reconstruction_error(vectors_NL: Matrix, codes_NM: Codes, codebooks: Sequence[Codebook]) -> float:
+def _reconstruction_error(features_ND: Matrix, codes_NM: Codes, quantizer: Quantizer) -> float:
     """Share of the variance lost, block by block: no second matrix of that size."""
-    mean_L = vectors_NL.mean(axis=0, dtype=np.float64)
+    mean_D = features_ND.mean(axis=0, dtype=np.float64)
     error = spread = 0.0
-    for start in range(0, len(vectors_NL), ROWS):
-        block, codes = vectors_NL[start : start + ROWS], codes_NM[start : start + ROWS]
-        error += float(((block - decode(codes, codebooks)) ** 2).sum(dtype=np.float64))
-        spread += float(((block - mean_L) ** 2).sum())
+    for start in range(0, len(features_ND), ROWS):
+        block, codes = features_ND[start : start + ROWS], codes_NM[start : start + ROWS]
+        error += float(((block - quantizer.reconstruct(codes)) ** 2).sum(dtype=np.float64))
+        spread += float(((block - mean_D) ** 2).sum())
     return error / max(spread, 1e-12)

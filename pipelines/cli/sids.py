@@ -11,11 +11,13 @@ from rich.table import Table
 
 from components.sessions.catalogue import build_catalogue, catalogue_table
 from infra import storage
+from infra.config import Config
 from infra.errors import ConfigError
 from infra.steps import Run
+from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, console, settings_of
 from pipelines.cli.run import checked
-from pipelines.local_run import latest_run, local_services, new_run_id
+from pipelines.local_run import interruptible, latest_run, local_services, new_run_id
 
 app = typer.Typer(help="Semantic IDs: build and look at them, add items, plan.", invoke_without_command=True)
 
@@ -36,6 +38,8 @@ def build(
     Example: `rankgr sids --preset beauty --logs events.parquet --items items.parquet --set semantic_ids.quantizer=rq_vae`
     """
     if context.invoked_subcommand:
+        if any((logs, items, config, preset, overrides, fresh, dry_run)):
+            raise ConfigError("options stand before the subcommand", mend=f"write them behind `rankgr sids {context.invoked_subcommand}`")
         return
     settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
     if dry_run:
@@ -63,13 +67,16 @@ def add(
 ) -> None:
     """Give new items SIDs on the champion's frozen codebooks and release it with them; nothing is trained.
 
-    `rankgr precompute` then publishes slates of the grown model.
+    Columns are named as in the champion's settings. `rankgr precompute` then publishes slates of the grown model.
 
     Example: `rankgr sids add --items new_items.parquet`
     """
-    from components.release.grow import grow_champion
+    from components.release.grow import champion_of, grow_champion
 
-    settings = settings_of(config, preset, overrides, items=items)
+    settings = settings_of(config, preset, overrides)
+    champion = champion_of(Registry(settings.tracking, settings.workspace))
+    columns = Config.from_json(storage.read_bytes(storage.join(champion.bundle_uri, "config.json")).decode()).data.columns
+    settings = settings_of(config, preset, overrides, items=items, base={"data": {"columns": columns.model_dump()}})
     run_id, _ = latest_run(settings.workspace)
     frame, bad, counts = build_catalogue(settings.data, [])
     if dry_run:
@@ -77,7 +84,8 @@ def add(
         return
     for reason, raw in zip(bad["reason"], bad["raw"], strict=True):
         sys.stderr.write(f"left out, {reason}: {raw}\n")
-    result = grow_champion(Run(settings, run_id), catalogue_table(frame, [0] * len(frame)))
+    with interruptible():
+        result = grow_champion(Run(settings, run_id), catalogue_table(frame, [0] * len(frame)))
     if result is None:
         sys.stdout.write(f"nothing new: the champion has all {counts['items']} items\n")
         return

@@ -79,6 +79,8 @@ def parse(
         parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     extra(parser)
     arguments = parser.parse_args()
+    if arguments.quick and arguments.write:
+        parser.error("--write keeps full runs: leave --quick out")
     torch.set_num_threads(arguments.threads)
     return arguments
 

@@ -20,6 +20,10 @@ def workspace(finished: Finished, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def latest(folder: Path) -> str:
+    return str(storage.read_json(str(folder / ".rankgr/runs/latest.json"))["run_id"])
+
+
 def new_items(folder: Path, *rows: str) -> str:
     path = folder / "new.csv"
     path.write_text("\n".join(["sku,title,category", *rows]) + "\n")
@@ -37,9 +41,7 @@ def test_the_figures_of_a_finished_table_are_shown_with_its_report(finished: Fin
 
 
 def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace: Path) -> None:
-    added = rankgr(
-        "sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1", "sku-01,Known,shelf 0"), *SETTINGS, folder=workspace
-    )
+    added = rankgr("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1", "sku-01,Known,shelf 0"), folder=workspace)
     assert added.returncode == 0, added.stderr[-2000:]
     assert "1 items added, 1 were known" in added.stdout
     folder = added.stdout.strip().splitlines()[-1]
@@ -52,15 +54,39 @@ def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace
     assert "new-1" in slates.stdout, slates.stdout + slates.stderr[-2000:]
 
 
+def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: Finished) -> None:
+    add = ("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"))
+    grown = rankgr(*add, folder=workspace).stdout.strip().splitlines()[-1]
+    again = rankgr(*finished.arguments, folder=workspace)
+    assert again.returncode == 0, again.stderr[-2000:]
+    (record,) = (workspace / ".rankgr/runs").glob(f"{latest(workspace)}/release.step.json")
+    assert storage.read_json(str(record))["uri"] == grown
+    assert "nothing new" in rankgr(*add, folder=workspace).stdout
+
+
+def test_items_are_not_added_to_the_champion_of_another_run(workspace: Path) -> None:
+    (record,) = (workspace / ".rankgr/runs").glob(f"{latest(workspace)}/release.step.json")
+    record.unlink()  # as a run has it whose model the gate refused
+    added = rankgr("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"), folder=workspace)
+    assert added.returncode == 3
+    assert "the last run is not the one that the champion is of" in added.stderr
+
+
+def test_options_before_the_subcommand_are_refused(tmp_path: Path) -> None:
+    shown = rankgr("sids", "--preset", "tiny", "plan", "--count", "10", folder=tmp_path)
+    assert shown.returncode == 2
+    assert "options stand before the subcommand" in shown.stderr
+
+
 def test_items_that_are_all_known_change_nothing(workspace: Path) -> None:
-    added = rankgr("sids", "add", "--items", new_items(workspace, "sku-01,Known,shelf 0"), *SETTINGS, folder=workspace)
+    added = rankgr("sids", "add", "--items", new_items(workspace, "sku-01,Known,shelf 0"), folder=workspace)
     assert added.returncode == 0
     assert "nothing new: the champion has all 1 items" in added.stdout
 
 
 def test_a_new_item_given_twice_is_left_out_with_its_reason(workspace: Path) -> None:
     rows = ("new-1,A thing,shelf 1", "new-1,Another,shelf 2")
-    added = rankgr("sids", "add", "--items", new_items(workspace, *rows), *SETTINGS, folder=workspace)
+    added = rankgr("sids", "add", "--items", new_items(workspace, *rows), folder=workspace)
     assert added.returncode == 0, added.stderr[-2000:]
     assert "left out, the item id occurs twice" in added.stderr
 

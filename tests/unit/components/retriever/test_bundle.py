@@ -11,6 +11,7 @@ from components.retriever.bundle import CONFIG, WEIGHTS, load_bundle, restore_mo
 from components.retriever.contract import History
 from components.retriever.model import Retriever
 from components.retriever.recommender import RetrieverRecommender
+from components.semantic_ids.coder import FILES as CODER_FILES
 from components.semantic_ids.table import codes_of, sid_hash
 from components.semantic_ids.trie import build_trie
 from components.training.checkpoint import trained_state
@@ -46,7 +47,10 @@ def model():
 
 def written(folder, model, **changes):
     parts = {"config": CONFIGURATION, "weights": save(trained_state(model)), "sids": sids_table(), "catalogue": catalogue_table()}
-    return write_bundle(str(folder), **{**parts, "codebooks": np.zeros((2, K, 3), np.float32), "metadata": {"lineage": "x"}, **changes})
+    coder = folder.with_name(f"{folder.name}-coder")
+    for name in CODER_FILES:
+        storage.write_bytes(str(coder / name), b"what gave the items their SIDs")
+    return write_bundle(str(folder), **{**parts, "coder": str(coder), "metadata": {"lineage": "x"}, **changes})
 
 
 def test_a_loaded_bundle_recommends_what_the_model_recommended(tmp_path, model):
@@ -85,7 +89,7 @@ def test_the_hash_of_the_sid_table_knows_items_and_codes_but_not_popularity():
     assert sid_hash(sids_table([[3, 3], *CODES[1:]])) != plain
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "sids.parquet", "catalogue.parquet", "codebooks.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "sids.parquet", "catalogue.parquet", *CODER_FILES])
 def test_a_flipped_byte_is_refused_by_the_files_name(tmp_path, model, name):
     written(tmp_path, model)
     data = bytearray((tmp_path / name).read_bytes())
@@ -96,7 +100,7 @@ def test_a_flipped_byte_is_refused_by_the_files_name(tmp_path, model, name):
     assert caught.value.where.endswith(name)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "codebooks.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", *CODER_FILES])
 def test_a_file_that_was_never_committed_is_refused(tmp_path, model, name):
     written(tmp_path, model)
     kept = storage.read_manifest(str(tmp_path)).metadata

@@ -88,3 +88,30 @@ def test_no_code_is_over_its_capacity_and_the_most_popular_item_of_each_code_sta
     counts = Counter(own)
     if max(counts.values()) <= capacity:
         assert codes == own
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+@pytest.mark.parametrize("known", [False, True])
+def test_every_number_of_levels_gives_codes_of_the_codebooks(levels: int, known: bool) -> None:
+    rng = np.random.default_rng(levels)
+    codebooks = [Codebook.free(rng.normal(size=(8, 3)).astype(np.float32)) for _ in range(levels)]
+    vectors = np.repeat(rng.normal(size=(2, 3)).astype(np.float32), 4, axis=0)
+    before = encode(vectors, codebooks) if known else None
+    codes = resolve_collisions(encode(vectors, codebooks), vectors, codebooks, np.arange(8), capacity=1, before_NM=before)
+    assert len(np.unique(codes, axis=0)) == 8
+    assert codes.min() >= 0
+    assert codes.max() < 8
+
+
+def test_a_full_prefix_of_three_levels_sends_an_item_to_a_sibling_before_another_first_code() -> None:
+    codebooks = [Codebook.free(np.array(codewords, np.float32)) for codewords in ([[0], [100]], [[0], [10]], [[0], [1]])]
+    vectors = np.array([[0], [1], [0]], np.float32)
+    codes = resolve_collisions(encode(vectors, codebooks), vectors, codebooks, np.array([3, 2, 1]), capacity=1)
+    assert codes.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_an_earlier_sid_below_the_same_prefix_is_kept() -> None:
+    vectors = np.array([[110], [110]], np.float32)
+    before = np.array([[1, 2], [1, 1]], np.int32)  # the less popular one had the code that both are nearest to
+    codes = resolve_collisions(encode(vectors, CODEBOOKS), vectors, CODEBOOKS, np.array([9, 1]), capacity=1, before_NM=before)
+    assert codes.tolist() == before.tolist()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,16 @@ def fitted(
     shards = LocalShards(rows, rows=cut, threads=threads)
     codebook = fit_codebook(shards, codes, iterations=iterations, seed=0, balanced=balanced)
     return np.concatenate(shards.every("finish_level", codebook.codewords_KD)), codebook
+
+
+class Counting(LocalShards):
+    """Counts calls."""
+
+    calls: Counter[str] = Counter()
+
+    def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.calls[method] += 1
+        return super().each(method, arguments)
 
 
 def inertia(rows: np.ndarray, codes: np.ndarray, codewords: np.ndarray) -> float:
@@ -88,14 +101,29 @@ def test_balance_costs_little_more_than_plain_clusters() -> None:
     assert inertia(rows, even, priced.codewords_KD) <= 1.05 * inertia(rows, plain, free.codewords_KD)
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-def test_the_cut_into_shards_and_the_number_of_threads_make_no_difference(balanced: bool) -> None:
+def test_the_cut_into_shards_makes_no_difference_to_plain_clusters() -> None:
     rows = vectors()
-    codes, codebook = fitted(rows, 8, balanced=balanced)
-    for cut, threads in ((64, 3), (300, 1), (7, 2)):
-        others, other = fitted(rows, 8, balanced=balanced, cut=cut, threads=threads)
+    codes, codebook = fitted(rows, 8, balanced=False)
+    for cut in (300, 7):
+        others, other = fitted(rows, 8, balanced=False, cut=cut)
         assert others.tolist() == codes.tolist()
         np.testing.assert_allclose(other.codewords_KD, codebook.codewords_KD, atol=1e-5)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_number_of_threads_makes_no_difference(balanced: bool) -> None:
+    rows = vectors(3000, 8)
+    codes, codebook = fitted(rows, 64, balanced=balanced, cut=256, iterations=8)
+    others, other = fitted(rows, 64, balanced=balanced, cut=256, iterations=8, threads=3)
+    assert others.tolist() == codes.tolist()
+    np.testing.assert_array_equal(other.codewords_KD, codebook.codewords_KD)
+
+
+def test_rows_that_are_all_alike_are_dealt_out_in_few_passes() -> None:
+    rows = np.concatenate([np.zeros((600, 4), np.float32), vectors(600)])
+    shards = Counting(rows)
+    fit_codebook(shards, 64, iterations=3, seed=0, balanced=True)
+    assert shards.calls["offers"] <= 64 / 16 + 2
 
 
 def test_earlier_codes_are_where_clusters_start() -> None:

@@ -28,7 +28,7 @@ class Places:
         return np.array([[float(text)] for text in texts], np.float32).reshape(len(texts), 1)
 
 
-CODER = Coder(Places(), ResidualKMeans(2, 3, codebooks=CODEBOOKS))  # type: ignore[arg-type]
+CODER = Coder(Places(), ResidualKMeans.frozen(CODEBOOKS))  # type: ignore[arg-type]
 
 
 def catalogue(*places: tuple[str, int]) -> pa.Table:
@@ -65,7 +65,7 @@ def test_a_new_item_that_occurs_twice_is_named() -> None:
 
 
 def test_no_room_for_the_new_items_is_told() -> None:
-    with pytest.raises(DataError, match="hold 9 items, the catalogue has 10"):
+    with pytest.raises(DataError, match="there is room for 9 items, 1 are there and 9 are new"):
         add_items(table(("a", 0)), CODER, catalogue(*((str(n), 0) for n in range(9))), capacity=1)
 
 

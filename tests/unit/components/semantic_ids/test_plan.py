@@ -10,15 +10,15 @@ from infra.sections import SemanticIdConfig
 SETTINGS = SemanticIdConfig(levels=3, codes=1024, iterations=10, workers=4)
 
 
-def test_ten_million_items_are_read_once_a_pass_a_file_at_a_time() -> None:
+def test_ten_million_items_are_read_once_a_pass_a_shard_at_a_time() -> None:
     plan = plan_of(10_000_000, 64, SETTINGS)
     assert plan.passes == 3 * 12
-    assert plan.shard_rows == 65_536
+    assert plan.shard_rows == 8192
     assert plan.read_bytes == 36 * 10_000_000 * 64 * 4
     assert plan.tera_operations == pytest.approx(36 * 2 * 10_000_000 * 1024 * 64 / 1e12)
-    # Two copies of a file, a block of distances, codes of its share, three tables of codewords; all its share would be 610 MiB.
-    assert plan.worker_bytes == 4 * (2 * 65_536 * 64 + 2_500_000 * 5 + 512 * 1024 + 3 * 1024 * 64)
-    assert plan.worker_bytes < 100 * 2**20
+    # Two copies of a shard, a block of distances, codes of its share, three tables of codewords; all its share would be 610 MiB.
+    assert plan.worker_bytes == 4 * (2 * 8192 * 64 + 2_500_000 * 5 + 512 * 1024 + 3 * 1024 * 64)
+    assert plan.worker_bytes < 60 * 2**20
 
 
 def test_what_fits_is_kept_and_read_once() -> None:

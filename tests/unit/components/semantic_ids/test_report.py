@@ -12,6 +12,7 @@ import pytest
 from markupsafe import Markup
 
 from components.semantic_ids import charts
+from components.semantic_ids.quantize import ResidualKMeans
 from components.semantic_ids.report import format_figure, render_page, render_section
 from components.semantic_ids.shards import Codebook
 from components.semantic_ids.stats import prefix_hit_rate, sid_statistics
@@ -30,7 +31,7 @@ VOID = {"meta", "br", "link", "img", "hr"}
 
 
 def stats() -> dict[str, Any]:
-    return sid_statistics(FEATURES, TABLE, TABLE, BOOKS) | {"prefix_hit_rate": prefix_hit_rate(TABLE, PAIRS)}
+    return sid_statistics(FEATURES, TABLE, TABLE, ResidualKMeans.frozen(BOOKS)) | {"prefix_hit_rate": prefix_hit_rate(TABLE, PAIRS)}
 
 
 def section(**changes: Any) -> Markup:
@@ -194,7 +195,7 @@ def test_a_large_catalogue_is_sampled_and_the_page_stays_light() -> None:
     table = RANDOM.integers(0, 500, size=(many, 4)).astype(np.int32)
     books = [Codebook.free(np.zeros((8192, 8), dtype=np.float32))] * 4
     features = RANDOM.normal(size=(many, 8)).astype(np.float32)
-    figures = sid_statistics(features, table, table, books)
+    figures = sid_statistics(features, table, table, ResidualKMeans.frozen(books))
     text = section(
         stats=figures,
         final_NM=table,

@@ -166,21 +166,25 @@ def test_a_new_fit_tells_what_it_changed_of_an_earlier_one(tmp_path: Path, sessi
 
 def test_too_many_collisions_stop_the_run_and_name_the_report(tmp_path: Path, sessions: str) -> None:
     shared = ["semantic_ids.collisions=shared", "semantic_ids.codes=2", "semantic_ids.text_dim=2"]
-    with pytest.raises(DataError, match=r"collision rate 1\.0000 is above max_collision_rate 0\.1") as caught:
+    with pytest.raises(DataError, match=r"collision rate 0\.9167 is above max_collision_rate 0\.1") as caught:
         step(Run(config(tmp_path / "ws", *shared, "semantic_ids.max_collision_rate=0.1")), sessions)
     assert Path(caught.value.where).exists()
-    assert step(Run(config(tmp_path / "ws", *shared)), sessions).skipped  # the limit is looser, the table the same
+    assert not step(Run(config(tmp_path / "ws", *shared)), sessions).skipped  # the page tells the limits
 
 
 def test_a_level_that_uses_too_little_stops_the_run(tmp_path: Path, sessions: str) -> None:
-    result = StepResult("semantic_ids", "somewhere", False, 0.0, {"collision_rate": 0.0, "utilisation": [1.0, 0.5]})
+    result = StepResult(
+        "semantic_ids", "somewhere", False, 0.0, {"collision_rate_before": 0.0, "utilisation": [1.0, 0.5], "utilisation_before": [1.0, 0.8]}
+    )
     check_limits(result, config(tmp_path, "semantic_ids.min_utilisation=0.5").semantic_ids)
     with pytest.raises(DataError, match=r"utilisation 0\.5000 is below min_utilisation 0\.9"):
         check_limits(result, config(tmp_path, "semantic_ids.min_utilisation=0.9").semantic_ids)
 
 
 def test_a_figure_that_is_no_number_fails_the_limits(tmp_path: Path) -> None:
-    result = StepResult("semantic_ids", "somewhere", False, 0.0, {"collision_rate": float("nan"), "utilisation": [float("nan")]})
+    result = StepResult(
+        "semantic_ids", "somewhere", False, 0.0, {"collision_rate_before": float("nan"), "utilisation": [1.0], "utilisation_before": [1.0]}
+    )
     with pytest.raises(DataError, match="collision rate nan is above"):
         check_limits(result, config(tmp_path).semantic_ids)
 

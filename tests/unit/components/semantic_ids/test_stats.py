@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from components.semantic_ids import stats
+from components.semantic_ids.quantize import ResidualKMeans
 from components.semantic_ids.shards import Codebook
 from components.semantic_ids.stats import bucket_sizes, entropy, gini, prefix_groups, prefix_hit_rate, sid_statistics
 
-CODEBOOKS = [
+CODEBOOKS = (
     Codebook.free(np.array([[0.0], [10.0], [20.0], [30.0]], dtype=np.float32)),
     Codebook.free(np.array([[0.0], [1.0], [2.0], [3.0]], dtype=np.float32)),
-]
+)
+QUANTIZER = ResidualKMeans.frozen(CODEBOOKS)
 TABLES = hnp.arrays(np.int32, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.integers(0, 5))
 COUNTS = hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 1000)).filter(lambda counts: counts.sum() > 0)
 
@@ -27,7 +29,7 @@ def test_statistics_of_four_items() -> None:
     encoded = np.array([[0, 1], [0, 1], [1, 2], [3, 0]], dtype=np.int32)
     final = np.array([[0, 1], [0, 2], [1, 2], [3, 0]], dtype=np.int32)
     vectors = np.array([[1], [1], [12], [30]], dtype=np.float32)
-    figures = sid_statistics(vectors, encoded, final, CODEBOOKS)
+    figures = sid_statistics(vectors, encoded, final, QUANTIZER)
     # Reconstructions 1, 2, 12, 30: an error of 1. Mean 11, spread 100 + 100 + 1 + 361.
     assert figures["reconstruction_error"] == pytest.approx(1 / 562)
     assert (figures["items"], figures["sids"], figures["largest_bucket"], figures["moved"], figures["duplicates"]) == (4, 4, 1, 1, 2)
@@ -37,6 +39,7 @@ def test_statistics_of_four_items() -> None:
     # mean of 1 a Gini coefficient of 3/8.
     level: dict[str, Any] = {
         "utilisation": 0.75,
+        "utilisation_before": 0.75,
         "perplexity": pytest.approx(2**1.5),
         "entropy": pytest.approx(1.5),
         "gini": pytest.approx(3 / 8),
@@ -53,7 +56,7 @@ def test_statistics_of_four_items() -> None:
 
 def test_shared_codes_count_every_item_in_them() -> None:
     codes = np.array([[0, 0]] * 3 + [[1, 1]], dtype=np.int32)
-    figures = sid_statistics(np.zeros((4, 1), dtype=np.float32), codes, codes, CODEBOOKS)
+    figures = sid_statistics(np.zeros((4, 1), dtype=np.float32), codes, codes, QUANTIZER)
     assert (figures["collision_rate"], figures["largest_bucket"], figures["moved"], figures["sids"]) == (0.75, 3, 0, 2)
     assert figures["levels"][0]["perplexity"] == pytest.approx(2 ** (0.75 * np.log2(4 / 3) + 0.25 * 2))
     assert figures["levels"][1]["conditional_entropy"] == 0.0
@@ -64,7 +67,7 @@ def test_a_codeword_that_follows_from_the_prefix_adds_nothing_and_a_free_one_all
     bound = np.array([[0, 3], [0, 3], [1, 2], [1, 2]], dtype=np.int32)
     free = np.array([[0, 2], [0, 3], [1, 2], [1, 3]], dtype=np.int32)
     for codes, bits in ((bound, 0.0), (free, 1.0)):
-        second = sid_statistics(vectors, codes, codes, CODEBOOKS)["levels"][1]
+        second = sid_statistics(vectors, codes, codes, QUANTIZER)["levels"][1]
         assert (second["entropy"], second["conditional_entropy"]) == (1.0, bits)
 
 
@@ -73,7 +76,7 @@ def test_duplicates_are_counted_across_blocks_and_zeros_have_no_sign(monkeypatch
     vectors = np.array([[1, 0], [2, 0], [1, -0.0], [1, 1e-7], [1, 0], [3, 3]], dtype=np.float32)
     codes = np.zeros((6, 2), dtype=np.int32)
     books = [Codebook.free(np.ones((4, 2), dtype=np.float32)), Codebook.free(np.zeros((4, 2), dtype=np.float32))]
-    figures = sid_statistics(vectors, codes, codes, books)
+    figures = sid_statistics(vectors, codes, codes, ResidualKMeans.frozen(books))
     assert figures["duplicates"] == 3
     # All are reconstructed as (1, 1); the means are 1.5 and (3 + 1e-7) / 6.
     assert figures["reconstruction_error"] == pytest.approx((1 + 2 + 1 + 1 + 1 + 8) / (4 * 0.25 + 0.25 + 2.25 + 5 * 0.25 + 6.25), rel=1e-5)
@@ -107,7 +110,7 @@ def test_bounds_of_gini_and_entropy(counts: np.ndarray) -> None:
 @given(TABLES)
 def test_bits_of_the_levels_add_up_to_those_of_the_sids(codes: np.ndarray) -> None:
     books = [Codebook.free(np.zeros((6, 1), dtype=np.float32))] * codes.shape[1]
-    figures = sid_statistics(np.zeros((len(codes), 1), dtype=np.float32), codes, codes, books)
+    figures = sid_statistics(np.zeros((len(codes), 1), dtype=np.float32), codes, codes, ResidualKMeans.frozen(books))
     sizes = np.array(list(Counter(map(tuple, codes.tolist())).values()))
     assert sum(level["conditional_entropy"] for level in figures["levels"]) == pytest.approx(entropy(sizes), abs=1e-9)
     assert all(-1e-9 <= level["conditional_entropy"] <= level["entropy"] + 1e-9 for level in figures["levels"])

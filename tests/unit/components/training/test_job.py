@@ -15,7 +15,7 @@ from tests.unit.components.training.small import configuration, sids
 def folder(tmp_path):
     """Of the step `semantic_ids`: 2 levels, 4 codewords, 3 features."""
     books = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
-    storage.write_bytes(str(tmp_path / "codebooks.safetensors"), save({"codebooks": books}))
+    storage.write_bytes(str(tmp_path / "quantizer.safetensors"), save({"codebooks": books}))
     return str(tmp_path)
 
 
