@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from components.semantic_ids.shards import Codebook, Codes, Ints, Matrix, Offers, Shards, add_up, first_of_each, sample_rows, split
 
 _SAMPLE_A_CODE = 8
-_SMALLEST_SAMPLE = 4096
+_FEW_ROWS = 16_384
 _SPLIT = 1e-3
 Progress = Callable[[int], None]
 
@@ -63,14 +64,15 @@ def fit_codebook(
 
 
 def first_codewords(shards: Shards, n_codes: int, rng: np.random.Generator) -> Matrix:
-    """k-means++ (Arthur and Vassilvitskii 2007) on a sample of the rows."""
-    _, rows_nD = sample_rows(shards, sample_size(int(shards.sizes.sum()), n_codes), rng)
-    return _spread(rows_nD, n_codes, rng)
+    """k-means++ (Arthur and Vassilvitskii 2007): greedy on all rows where they are few, plain on a sample where they are many."""
+    total = int(shards.sizes.sum())
+    _, rows_nD = sample_rows(shards, sample_size(total, n_codes), rng)
+    return _spread(rows_nD, n_codes, rng, tries=2 + int(np.log(n_codes)) if len(rows_nD) == total else 1)
 
 
 def sample_size(rows: int, n_codes: int) -> int:
-    """Of how many rows codewords are chosen to start from."""
-    return min(rows, max(_SAMPLE_A_CODE * n_codes, _SMALLEST_SAMPLE))
+    """Of how many rows codewords are chosen to start from: of all, where they are few."""
+    return rows if rows <= _FEW_ROWS else min(rows, max(_SAMPLE_A_CODE * n_codes, _FEW_ROWS // 4))
 
 
 def _as_before(shards: Shards, before_N: Codes, n_codes: int, rng: np.random.Generator) -> Matrix:
@@ -81,19 +83,28 @@ def _as_before(shards: Shards, before_N: Codes, n_codes: int, rng: np.random.Gen
     return np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], others_KD).astype(np.float32)
 
 
-def _spread(rows_nD: Matrix, n_codes: int, rng: np.random.Generator) -> Matrix:
-    """Rows that lie far apart: each is drawn with a chance that grows with its squared distance to those before it."""
+def _spread(rows_nD: Matrix, n_codes: int, rng: np.random.Generator, *, tries: int) -> Matrix:
+    """Rows that lie far apart: candidates are drawn with a chance that grows with the squared distance to those chosen before,
+    and of so many tries the one is taken that leaves the least.
+    """
     squared = np.einsum("nd,nd->n", rows_nD, rows_nD)
+    # x and c with two columns more each, whose product is their squared distance.
+    rows = np.concatenate([-2 * rows_nD, squared[:, None], np.ones((len(rows_nD), 1), np.float32)], axis=1).T.copy()
+    centres = np.concatenate([rows_nD, np.ones((len(rows_nD), 1), np.float32), squared[:, None]], axis=1)
     chosen = [int(rng.integers(len(rows_nD)))]
-    distance = np.full(len(rows_nD), np.inf, np.float32)
-    while len(chosen) < n_codes:
-        last = chosen[-1]
-        np.minimum(distance, np.maximum(squared - 2 * (rows_nD @ rows_nD[last]) + squared[last], 0), out=distance)
-        distance[chosen[-1]] = 0
-        mass = np.cumsum(distance, dtype=np.float64)
-        # No row is left that differs from all chosen ones: any will do.
-        at = np.searchsorted(mass, rng.random() * mass[-1], side="right") if mass[-1] > 0 else rng.integers(len(rows_nD))
-        chosen.append(min(int(at), len(rows_nD) - 1))
+    with threadpool_limits(1, "blas"):
+        distance = np.maximum(centres[chosen[0]] @ rows, 0)
+        for _ in range(n_codes - 1):
+            distance[chosen[-1]] = 0
+            mass = np.cumsum(distance, dtype=np.float64)
+            # Where no row is left that differs from all chosen ones, any will do.
+            drawn = rng.random(tries) * mass[-1] if mass[-1] > 0 else np.full(tries, np.inf)
+            candidates = np.minimum(np.searchsorted(mass, drawn, side="right"), len(rows_nD) - 1)
+            left = centres[candidates] @ rows
+            np.clip(left, 0, distance, out=left)
+            best = int(left.sum(axis=1).argmin())
+            distance = left[best].copy()
+            chosen.append(int(candidates[best]))
     return rows_nD[chosen].copy()
 
 
