@@ -283,8 +283,11 @@ def measure_all(bench: Bench, variants: Mapping[str, Sequence[int]], seeds: Sequ
     found: dict[str, dict[str, Figures]] = {}
     if sweeps and "rankgr" in variants:
         seed = variants["rankgr"][0]
-        most = bench.config((), seed=seed).training.loss.train_lambdas[-1]
-        found["lambda"] = bench.retriever((), seed=seed, lambdas=[n for n in LAST_LAMBDAS if n <= most])
+        config = bench.config((), seed=seed)
+        # With fewer candidates than are asked for, the decoder widens until there are enough: no figure of such a lambda.
+        fewest = max(config.evaluation.ks) / config.decoding.beams[-2]
+        most = config.training.loss.train_lambdas[-1]
+        found["lambda"] = bench.retriever((), seed=seed, lambdas=[n for n in LAST_LAMBDAS if fewest <= n <= most])
     if sweeps and "no_iap" in variants:
         headline = setting_name(r.Phase.TEST, exclude_seen=bench.task.exclude_seen[0])
         seed = variants["no_iap"][0]

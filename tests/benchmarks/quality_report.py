@@ -66,7 +66,8 @@ def write_report(results: Results, data: str, command: str, config: Config, *, f
     lines = [f"# Quality: {data}", "", *origin(command)]
     for setting in settings:
         lines += ["", f"## {setting.capitalize()}", "", *_table(results.methods, setting, shown)]
-    for name, figures in results.sweeps.items():
+    for name, unordered in results.sweeps.items():
+        figures = dict(sorted(unordered.items(), key=lambda value: float(value[0])))
         plot = f"{data}_{name}.svg"
         (folder / plot).write_text(sweep_plot(figures, SWEPT[data], AXES[name]), "utf-8")
         lines += ["", f"## {AXES[name][0].upper()}{AXES[name][1:]}", "", *_sweep_table(figures, shown), "", f"![{name}]({plot})"]
