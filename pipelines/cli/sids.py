@@ -19,7 +19,7 @@ from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrid
 from pipelines.cli.run import checked
 from pipelines.local_run import interruptible, latest_run, local_services, new_run_id
 
-app = typer.Typer(help="Semantic IDs: build and look at them, add items, plan.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
@@ -33,7 +33,7 @@ def build(
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Do the steps up to the SID table and show its figures; finished ones are skipped.
+    """Semantic IDs: do the steps up to the SID table and show its figures; finished ones are skipped.
 
     Example: `rankgr sids --preset beauty --logs events.parquet --items items.parquet --set semantic_ids.quantizer=rq_vae`
     """
