@@ -101,7 +101,7 @@ class AdapterConfig(Section):
 class SemanticIdConfig(Section):
     """Item features and their quantization (RankGR Eq. 1, GenRec Eq. 1, OneRec Algorithm 1)."""
 
-    quantizer: Literal["rq_kmeans", "balanced_rq_kmeans", "rq_vae"] = "rq_kmeans"
+    quantizer: Literal["rq_kmeans", "balanced_rq_kmeans", "rq_vae"] = "balanced_rq_kmeans"
     """`balanced_rq_kmeans`: codewords of a level have the same number of items, give or take one, before collisions are resolved."""
     levels: int = Field(2, ge=1, le=4)
     codes: int = Field(64, ge=2, le=8192)

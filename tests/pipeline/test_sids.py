@@ -33,7 +33,7 @@ def new_items(folder: Path, *rows: str) -> str:
 def test_the_figures_of_a_finished_table_are_shown_with_its_report(finished: Finished) -> None:
     shown = rankgr("sids", *finished.arguments[1:7], *SETTINGS, folder=finished.folder)
     assert shown.returncode == 0, shown.stderr[-2000:]
-    assert "40 items, rq_kmeans" in shown.stdout
+    assert "40 items, balanced_rq_kmeans" in shown.stdout
     assert "utilisation" in shown.stdout
     page = re.search(r"report: (\S+)", shown.stdout)
     assert page is not None
