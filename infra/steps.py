@@ -133,6 +133,17 @@ def run_records(workspace: str, run_id: str) -> dict[str, StepResult]:
     return {record["name"]: StepResult(**record) for record in saved}
 
 
+def run_of(workspace: str, name: str, uri: str) -> str | None:
+    """The latest run whose step of this name lies there; None if there is none."""
+    folder = storage.join(workspace, "runs")
+    found = []
+    for path in storage.list_files(folder, f"{name}.step.json") if storage.exists(folder) else ():
+        record = storage.read_json(storage.join(folder, path))
+        if record["uri"] == uri:
+            found.append((int(record[_RECORDED]), path.split("/")[0]))
+    return max(found)[1] if found else None
+
+
 def _record(workspace: str, run_id: str, name: str) -> str:
     return storage.join(workspace, "runs", run_id, f"{name}.step.json")
 

@@ -20,30 +20,31 @@ from infra import records as r
 from infra import storage
 from infra.errors import DataError, ServiceError
 from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, run_records, run_step
+from infra.steps import Run, StepResult, content_of, run_of, run_step
 from infra.tracking import Registered, Registry
 
 
-def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
+def grow_champion(run: Run, items: pa.Table) -> tuple[StepResult, str] | None:
     """Release the champion once more, with more items.
 
     Weights, settings and the SIDs that are there stay; the catalogue and the SID table grow at their ends. The report of the
     champion is carried along: it was judged without the new items, which the manifest counts.
 
     Args:
-        run: the one that the champion is of; its step `release` becomes the grown one.
+        run: any of the workspace; the step `release` of the one that the champion is of becomes the grown one.
         items: CATALOGUE rows; items that the champion knows already are left out.
 
     Returns:
-        the step, with `version`, `mlflow_version` and `added` (item id -> SID); None where nothing is new.
+        the step, with `version`, `mlflow_version` and `added` (item id -> SID), and the id of that run; None where nothing is new.
 
     Raises:
-        DataError: there is no champion, or it is of another run; an item id occurs twice, unusable embeddings, no room for so many.
+        DataError: there is no champion, or it is of no run of this workspace; an item id occurs twice, unusable embeddings, no room for
+            so many.
         ServiceError: another model became champion meanwhile.
     """
     registry = Registry(run.config.tracking, run.config.workspace)
     champion = champion_of(registry)
-    _check_run(run, champion)
+    run = replace(run, run_id=_run_of(run.config.workspace, champion))
     bundle = load_bundle(champion.bundle_uri)
     settings = bundle.config.semantic_ids
     sids = add_items(bundle.sids, Coder.read(champion.bundle_uri, settings), items, capacity=items_per_sid(settings))
@@ -62,7 +63,7 @@ def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
     now = registry.champion()
     if now is None or now.bundle_uri not in (champion.bundle_uri, storage.join(result.uri, BUNDLE)):
         raise ServiceError("another model became champion meanwhile", where=registry.uri, mend="run the same command again")
-    return promoted(registry, result, lambda: grow(replace(run, fresh=True)))
+    return promoted(registry, result, lambda: grow(replace(run, fresh=True))), run.run_id
 
 
 def champion_of(registry: Registry) -> Registered:
@@ -77,17 +78,22 @@ def champion_of(registry: Registry) -> Registered:
     return champion
 
 
-def _check_run(run: Run, champion: Registered) -> None:
-    """Refuse a run of another catalogue: its timelines do not fit the champion's items."""
-    record = run_records(run.config.workspace, run.run_id).get(STEP)
-    own = storage.join(record.uri, BUNDLE) if record else ""
-    # An add that was interrupted before it promoted what it had recorded may go on.
-    if own != champion.bundle_uri and not (own and grown_from(own) == champion.bundle_uri):
+def _run_of(workspace: str, champion: Registered) -> str:
+    """The run whose timelines fit the champion's items."""
+    releases = storage.join(workspace, "steps", STEP)
+    found = run_of(workspace, STEP, champion.bundle_uri.removesuffix(f"/{BUNDLE}"))
+    if not found and storage.exists(releases):
+        # An add that was interrupted before it promoted what its run had recorded.
+        folders = {storage.join(releases, path.split("/")[0]) for path in storage.list_files(releases, "manifest.json")}
+        grown = (folder for folder in sorted(folders) if grown_from(storage.join(folder, BUNDLE)) == champion.bundle_uri)
+        found = next((run for run in (run_of(workspace, STEP, folder) for folder in grown) if run), None)
+    if not found:
         raise DataError(
-            "the last run is not the one that the champion is of",
+            "the champion is of no run of this workspace",
             where=champion.bundle_uri,
-            mend="use the workspace of that run, or `rankgr run` until its model is promoted",
+            mend="use the workspace of its run, or `rankgr run` until another model is promoted",
         )
+    return found
 
 
 def grown_from(bundle_uri: str) -> str:

@@ -17,7 +17,7 @@ from infra.steps import Run
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, console, settings_of
 from pipelines.cli.run import checked
-from pipelines.local_run import interruptible, latest_run, local_services, new_run_id
+from pipelines.local_run import interruptible, local_services, new_run_id, remember_run
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -77,7 +77,6 @@ def add(
     champion = champion_of(Registry(settings.tracking, settings.workspace))
     columns = Config.from_json(storage.read_bytes(storage.join(champion.bundle_uri, "config.json")).decode()).data.columns
     settings = settings_of(config, preset, overrides, items=items, base={"data": {"columns": columns.model_dump()}})
-    run_id, _ = latest_run(settings.workspace)
     frame, bad, counts = build_catalogue(settings.data, [])
     if dry_run:
         announce(settings, [f"add up to {counts['items']} items to the champion"])
@@ -85,10 +84,12 @@ def add(
     for reason, raw in zip(bad["reason"], bad["raw"], strict=True):
         sys.stderr.write(f"left out, {reason}: {raw}\n")
     with interruptible():
-        result = grow_champion(Run(settings, run_id), catalogue_table(frame, [0] * len(frame)))
-    if result is None:
+        grown = grow_champion(Run(settings), catalogue_table(frame, [0] * len(frame)))
+    if grown is None:
         sys.stdout.write(f"nothing new: the champion has all {counts['items']} items\n")
         return
+    result, run_id = grown
+    remember_run(settings.workspace, run_id)  # so that `rankgr precompute` publishes it
     added = result.metadata["added"]
     known = counts["items"] - len(added)
     console.print(f"{len(added)} items added, {known} were known, model {result.metadata['version']}", highlight=False, soft_wrap=True)

@@ -64,12 +64,12 @@ def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: 
     assert "nothing new" in rankgr(*add, folder=workspace).stdout
 
 
-def test_items_are_not_added_to_the_champion_of_another_run(workspace: Path) -> None:
-    (record,) = (workspace / ".rankgr/runs").glob(f"{latest(workspace)}/release.step.json")
-    record.unlink()  # as a run has it whose model the gate refused
+def test_items_are_not_added_to_the_champion_of_another_workspace(workspace: Path) -> None:
+    for record in (workspace / ".rankgr/runs").glob("*/release.step.json"):
+        record.unlink()
     added = rankgr("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"), folder=workspace)
     assert added.returncode == 3
-    assert "the last run is not the one that the champion is of" in added.stderr
+    assert "the champion is of no run of this workspace" in added.stderr
 
 
 def test_options_before_the_subcommand_are_refused(tmp_path: Path) -> None:
