@@ -128,10 +128,6 @@ class Shard:
         self._left = rows if self._keep else None
         return rows
 
-    def size(self) -> int:
-        """How many rows."""
-        return len(self.residual())
-
     def pick(self, rows: Ints) -> Matrix:
         """Those rows."""
         return self.residual()[rows]

@@ -105,5 +105,5 @@ def test_a_new_fit_that_starts_from_earlier_sids_keeps_most_of_them() -> None:
     kept = churn(earlier, sids(vectors, seed=1, before=earlier))
     anew = churn(earlier, sids(vectors, seed=1))
     assert kept["new"] == 40
-    assert kept["changed"] < 0.4
+    assert kept["changed"] < 0.25
     assert anew["changed"] > 0.9
