@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from components.semantic_ids.encoder import FeatureEncoder
-from components.semantic_ids.quantize import Quantizer, ResidualKMeans
+from components.semantic_ids.quantize import Quantizer, ResidualKMeans, encode
 from components.semantic_ids.shards import Codes, Matrix
 from infra import storage
 from infra.logs import get_logger
@@ -50,7 +50,8 @@ class Coder:
         blank = [item_id for item_id, row in zip(item_ids, features, strict=True) if not row.any()]
         if blank:
             get_logger("semantic_ids").warning("items without a feature: their codes say nothing", items=len(blank), such_as=blank[:5])
-        return self.quantizer.project(features), self.quantizer.encode(features)
+        vectors = self.quantizer.project(features)
+        return vectors, encode(vectors, self.quantizer.codebooks)
 
     def write(self, uri: str) -> None:
         """Write the files below `uri`."""

@@ -80,7 +80,7 @@ def _as_before(shards: Shards, before_N: Codes, n_codes: int, rng: np.random.Gen
     found = shards.each("sums_of", [(codes, n_codes) for codes in split(before_N, shards.sizes)])
     sums_KD, counts_K = add_up(found)
     others_KD = first_codewords(shards, n_codes, rng)  # for codes that nothing has any more
-    return np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], others_KD).astype(np.float32)
+    return _centroids(sums_KD, counts_K, others_KD).astype(np.float32)
 
 
 def _spread(rows_nD: Matrix, n_codes: int, rng: np.random.Generator, *, tries: int) -> Matrix:
@@ -110,7 +110,7 @@ def _spread(rows_nD: Matrix, n_codes: int, rng: np.random.Generator, *, tries: i
 
 def _means(sums_KD: npt.NDArray[np.float64], counts_K: Ints, before_KD: Matrix, rng: np.random.Generator) -> Matrix:
     """Centroids; a codeword that nobody took becomes half of one that many took."""
-    means = np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], before_KD)
+    means = _centroids(sums_KD, counts_K, before_KD)
     empty = np.flatnonzero(counts_K == 0)
     if len(empty):
         spare = np.maximum(counts_K - 1, 0)
@@ -119,6 +119,11 @@ def _means(sums_KD: npt.NDArray[np.float64], counts_K: Ints, before_KD: Matrix, 
         means[empty[: len(donors)]] = means[donors] + nudge
         means[donors] -= nudge
     return means.astype(np.float32)
+
+
+def _centroids(sums_KD: npt.NDArray[np.float64], counts_K: Ints, otherwise_KD: Matrix) -> npt.NDArray[np.float64]:
+    """Means of clusters; what is given for those without a row."""
+    return np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], otherwise_KD)
 
 
 def _raises(shards: Shards, counts_K: Ints) -> Matrix:
@@ -160,8 +165,7 @@ def _settled(shards: Shards, codebook: Codebook) -> Codebook:
         moves = [np.flatnonzero((of_shard == shard) & (targets >= 0)) for shard in range(len(found))]
         shards.each("move", [(offers.rows[own], targets[own]) for own in moves])
     sums_KD, counts_K = shards.add_up("sums", n_codes)
-    means = np.where(counts_K[:, None] > 0, sums_KD / np.maximum(counts_K, 1)[:, None], codebook.codewords_KD)
-    return Codebook(means.astype(np.float32), codebook.prices_K)
+    return Codebook(_centroids(sums_KD, counts_K, codebook.codewords_KD).astype(np.float32), codebook.prices_K)
 
 
 def _placed(offers: Offers, of_shard: Ints, counts_K: Ints, sizes_K: Ints) -> tuple[Ints, Ints]:
