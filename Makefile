@@ -14,8 +14,9 @@ help: ## show the targets
 quickstart: $(VENV)/.local ## install, then raw logs to served slates on MovieLens-100K
 	@$(BIN)/rankgr quickstart
 
+# Two processes that share two cores: threads of their own would only wait for each other.
 test: $(VENV)/.dev ## install, then all tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/.dev ## style, types, import arrow
 	@$(BIN)/ruff check .

@@ -15,6 +15,18 @@ from tests.command import Finished, rankgr
 from tests.logs import COLUMNS, write_log
 
 
+ONCE = ("finished", "ray_cluster")
+"""Fixtures that take long to make: their tests run in one of the processes of `make test`, which then makes them once."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in ONCE:
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_left() -> Iterator[None]:
     with no_process_left():

@@ -99,25 +99,28 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
 def _fit(trainer: Any) -> Any:
     """`trainer.fit()` off the main thread: there, Ray Train would make Ctrl-C a clean exit with status 0."""
     outcome: list[Any] = []
+    ended = threading.Event()
 
     def run() -> None:
         try:
             outcome.append(trainer.fit())
         except Exception as error:
             outcome.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        while thread.is_alive():  # the kernel may hand a signal to any thread; Python sees it when the main one wakes up
-            thread.join(_WAKE_S)
+        # Not `join`: interrupted, it takes the thread for ended (Python 3.11). With a limit: the kernel may hand a signal to any
+        # thread, and Python sees it when the main one wakes up.
+        while not ended.wait(_WAKE_S):
+            pass
     except KeyboardInterrupt:
         # A thread that still waits for Ray while Ray shuts down makes Ray end the process, in its own way: it goes first.
         # More than once: a process that renames itself just then has no name to be found by.
         deadline = time.monotonic() + _END_S
-        while thread.is_alive() and time.monotonic() < deadline:
+        while not ended.wait(_WAKE_S) and time.monotonic() < deadline:
             kill_local_actors("TrainController")
-            thread.join(_WAKE_S)
         raise
     if isinstance(outcome[0], Exception):
         raise outcome[0]
