@@ -14,7 +14,6 @@ from infra.sections import ClusterConfig
 from tests.command import Finished, rankgr
 from tests.logs import COLUMNS, write_log
 
-
 ONCE = ("finished", "ray_cluster")
 """Fixtures that take long to make: their tests run in one of the processes of `make test`, which then makes them once."""
 
