@@ -18,7 +18,7 @@ def environment() -> dict[str, str]:
     return own | {"PYTHONPATH": str(ROOT), "COLUMNS": "160", "PYTHONUNBUFFERED": "1"}
 
 
-def rankgr(*arguments: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def rankgr(*arguments: str, folder: Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in a folder."""
     return subprocess.run(
         [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from safetensors.torch import load
 
 from components.evaluation.metrics import evaluate, invalid_rate
 from components.evaluation.protocol import Cases, build_cases
 from components.evaluation.tuning import tune_baselines
-from components.retriever.bundle import restore_model
-from components.retriever.recommender import RetrieverRecommender, unconstrained_invalid_rate
 from components.semantic_ids.table import codes_of
 from components.semantic_ids.trie import build_trie
 from infra import records as r
 from infra import storage
 from infra.config import Config
 from infra.steps import Run, StepResult, content_of, job_main, run_step
+
+if TYPE_CHECKING:  # torch is imported where it is used: a finished step is skipped without it
+    from components.retriever.recommender import RetrieverRecommender
 
 STEP = "evaluation"
 CODE = (
@@ -83,6 +83,11 @@ def evaluate_retriever(config: Config, sessions_uri: str, sids_uri: str, trainin
 
 
 def _load(config: Config, catalogue: pa.Table, sids_uri: str, training_uri: str) -> RetrieverRecommender:
+    from safetensors.torch import load
+
+    from components.retriever.bundle import restore_model
+    from components.retriever.recommender import RetrieverRecommender
+
     codes = codes_of(storage.read_table(storage.join(sids_uri, "sids.parquet")))
     weights = load(storage.read_bytes(storage.join(training_uri, "model.safetensors")))
     trie = build_trie(codes, catalogue[r.POPULARITY].to_numpy(), n_codes=config.semantic_ids.codes)
@@ -91,6 +96,8 @@ def _load(config: Config, catalogue: pa.Table, sids_uri: str, training_uri: str)
 
 def _validity(retriever: RetrieverRecommender, cases: Cases) -> dict[str, float | None]:
     """Share of generated SIDs without an item, as decoded and, as a diagnostic of training, without the trie."""
+    from components.retriever.recommender import unconstrained_invalid_rate
+
     histories = cases.histories[:_DIAGNOSED_USERS]
     if not histories:
         return {"invalid_rate": None, "unconstrained_invalid_rate": None}

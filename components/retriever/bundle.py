@@ -13,18 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
-from components.retriever.model import Retriever, architecture_of
-from components.retriever.recommender import RetrieverRecommender
 from components.semantic_ids.coder import FILES as CODER_FILES
 from components.semantic_ids.table import codes_of, sid_hash
 from components.semantic_ids.trie import Trie, build_trie
@@ -32,6 +27,12 @@ from infra import records as r
 from infra import storage
 from infra.config import Config
 from infra.errors import IntegrityError
+
+if TYPE_CHECKING:  # torch is imported where a model is restored: writing a bundle, and skipping a step, go without
+    from torch import Tensor
+
+    from components.retriever.model import Retriever
+    from components.retriever.recommender import RetrieverRecommender
 
 CONFIG, WEIGHTS, SIDS, CATALOGUE = "config.json", "model.safetensors", "sids.parquet", "catalogue.parquet"
 _SID_HASH = "sid_hash"
@@ -81,6 +82,8 @@ class Bundle:
 
     def recommender(self) -> RetrieverRecommender:
         """The retriever as a recommender, decoding as configured."""
+        from components.retriever.recommender import RetrieverRecommender
+
         return RetrieverRecommender(self.model(), self.trie, self.config.decoding)
 
 
@@ -90,6 +93,10 @@ def restore_model(config: Config, codes_NM: npt.NDArray[np.integer], weights: Ma
     Raises:
         IntegrityError: weights trained on another SID table, of another architecture, or not finite.
     """
+    import torch
+
+    from components.retriever.model import Retriever, architecture_of
+
     trained = weights.get("sid_codes")
     if trained is None or not np.array_equal(trained.numpy(), codes_NM):
         raise IntegrityError(
@@ -150,6 +157,8 @@ def load_bundle(uri: str) -> Bundle:
         IntegrityError: no manifest, a missing file, a wrong hash, a SID table that is not the one of the manifest, weights
             in another format than safetensors.
     """
+    from safetensors.torch import load
+
     manifest = storage.open_committed(uri)
     missing = {CONFIG, WEIGHTS, SIDS, CATALOGUE, *CODER_FILES} - manifest.files.keys()
     if missing:

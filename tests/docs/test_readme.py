@@ -9,7 +9,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.cli import app
 from tests.command import ROOT, Finished, environment, rankgr
 
 README = (ROOT / "README.md").read_text()
@@ -67,11 +69,15 @@ def test_every_benchmark_takes_the_options_that_are_shown(
     assert all(option in shown for option in options if option.startswith("--"))
 
 
+def help_of(*words: str) -> str:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [*words, "--help"], catch_exceptions=False).stdout
+
+
 def test_every_command_has_help_with_an_example() -> None:
-    names = re.findall(r"^│ ([a-z]+) ", rankgr("--help", folder=ROOT).stdout, flags=re.MULTILINE)
+    names = re.findall(r"^│ ([a-z]+) ", help_of(), flags=re.MULTILINE)
     assert {"quickstart", "doctor", "run", "train", "evaluate", "precompute", "serve", "recommend", "report"} <= set(names)
     for name in sorted((set(names) - {"data", "config"}) | {"data get", "data describe", "config show", "sids add", "sids plan"}):
-        help_text = rankgr(*name.split(), "--help", folder=ROOT).stdout
+        help_text = help_of(*name.split())
         assert "Example" in help_text
         for option in ("--config", "--set", "--dry-run") if name != "compile" else ("--dry-run",):
             assert option in help_text
