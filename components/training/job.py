@@ -109,8 +109,8 @@ def _fit(trainer: Any) -> Any:
         finally:
             ended.set()
 
-    threading.Thread(target=run, daemon=True).start()
     try:
+        threading.Thread(target=run, daemon=True).start()
         # Not `join`: interrupted, it takes the thread for ended (Python 3.11). With a limit: the kernel may hand a signal to any
         # thread, and Python sees it when the main one wakes up.
         while not ended.wait(_WAKE_S):

@@ -1,10 +1,15 @@
-"""What the training step hands to its workers."""
+"""What the training step hands to its workers, and how it waits for them."""
+
+import os
+import signal
+import threading
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
 
+from components.training import job
 from components.training.job import codebooks_of
 from components.training.loop import build_model
 from infra import storage
@@ -30,3 +35,32 @@ def test_codewords_start_from_the_codebooks_that_lie_beside_the_sids(folder):
 
 def test_codewords_that_start_at_random_read_no_codebooks(tmp_path):
     assert codebooks_of(configuration(), str(tmp_path)) is None
+
+
+class Controlled:
+    """A trainer that runs until its controller is killed."""
+
+    def __init__(self) -> None:
+        self.killed = threading.Event()
+
+    def fit(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert self.killed.wait(30)
+        raise RuntimeError("the controller died")
+
+
+def test_ctrl_c_waits_until_the_killed_controller_has_ended_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Controlled()
+    monkeypatch.setattr(job, "kill_local_actors", lambda name: trainer.killed.set() if name == "TrainController" else None)
+    with pytest.raises(KeyboardInterrupt):
+        job._fit(trainer)
+    assert trainer.killed.is_set()
+
+
+def test_an_error_of_the_fit_is_raised_as_it_is() -> None:
+    class Failing:
+        def fit(self) -> None:
+            raise ValueError("no data")
+
+    with pytest.raises(ValueError, match="no data"):
+        job._fit(Failing())
