@@ -16,7 +16,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,11 +118,11 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(name for name in relative if not os.path.basename(name).startswith(_ASIDE))  # of a writer that was killed
 
 
-def read_bytes(uri: str) -> bytes:
-    """Contents of a file."""
+def read_bytes(uri: str, *, first: int | None = None) -> bytes:
+    """Contents of a file, or so many bytes from its start."""
     fs, path = filesystem(uri)
     with storage_errors(uri):
-        return bytes(fs.cat_file(path))
+        return bytes(fs.cat_file(path, start=None if first is None else 0, end=first))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -175,8 +175,37 @@ def read_table(uri: str) -> pa.Table:
 
 
 def _parse_parquet(content: bytes, name: str) -> pa.Table:
-    try:
+    with _parquet_errors(name):
         return pq.read_table(io.BytesIO(content))
+
+
+def read_batches(path: Path, columns: Sequence[str], *, rows: int) -> Iterator[pa.RecordBatch]:
+    """Columns of a Parquet file of this machine (`local_copy`), at most so many rows at a time and no more of them in memory.
+
+    Raises:
+        IntegrityError: it is no Parquet file.
+    """
+    # Buffers that are read ahead would hold whole row groups.
+    with storage_errors(str(path)), _parquet_errors(str(path)), pq.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
+        yield from file.iter_batches(rows, columns=list(columns))
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file of this machine.
+
+    Raises:
+        IntegrityError: it is no Parquet file.
+    """
+    with storage_errors(str(path)), _parquet_errors(str(path)):
+        return int(pq.read_metadata(path).num_rows)
+
+
+@contextmanager
+def _parquet_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise IntegrityError(f"not a readable Parquet file: {first_line}", where=name, mend="write the file again") from error

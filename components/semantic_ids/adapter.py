@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 
-from components.semantic_ids.collaborative import Ints, Matrix, Timelines, neighbour_counts
+from components.semantic_ids.collaborative import Timelines, neighbour_counts
+from components.semantic_ids.shards import Ints, Matrix
 from infra.sections import AdapterConfig
 
 _PAIRS_AN_ITEM = 4  # that an epoch draws
@@ -51,12 +52,14 @@ class Adapter:
             vectors_NO of unit norm, float32; zero where content and signal are.
         """
         weights = [torch.from_numpy(weight) for weight in self.tensors().values()]
-        inputs_NI = _inputs(content_ND, signal_NS)
-        with torch.no_grad():
-            blocks = [_forward(inputs_NI[start : start + _ROWS], weights) for start in range(0, max(len(inputs_NI), 1), _ROWS)]
-        found = torch.cat(blocks)
-        found[~inputs_NI.any(dim=1)] = 0  # the biases would give all of them one place
-        return np.asarray(found.numpy(), dtype=np.float32)
+        found_NO = np.empty((len(content_ND), self.skip_IO.shape[1]), np.float32)
+        for start in range(0, len(found_NO), _ROWS):
+            inputs_BI = _inputs(content_ND[start : start + _ROWS], signal_NS[start : start + _ROWS])
+            with torch.no_grad():
+                found_BO = _forward(inputs_BI, weights)
+            found_BO[~inputs_BI.any(dim=1)] = 0  # the biases would give all of them one place
+            found_NO[start : start + _ROWS] = found_BO.numpy()
+        return found_NO
 
     def tensors(self) -> dict[str, Matrix]:
         """All that `restore` needs, float32."""
@@ -92,13 +95,12 @@ def fit_adapter(
         the adapter; as it starts where no two items meet.
     """
     rng = np.random.default_rng(seed)
-    inputs_NI = _inputs(content_ND, signal_NS)
-    weights = [torch.from_numpy(weight) for weight in _first_weights(inputs_NI.numpy(), settings.hidden_dim, dim, rng)]
+    weights = [torch.from_numpy(weight) for weight in _first_weights(content_ND, signal_NS, settings.hidden_dim, dim, rng)]
     # Threads change the order of sums.
     with threadpool_limits(1):
-        pairs = _Pairs.of(timelines, len(inputs_NI), window)
+        pairs = _Pairs.of(timelines, len(content_ND), window)
         if len(pairs.weights):
-            _train(weights, inputs_NI, content_ND.shape[1], pairs, settings, rng)
+            _train(weights, content_ND, signal_NS, pairs, settings, rng)
     return Adapter(*(weight.detach().numpy() for weight in weights))
 
 
@@ -136,14 +138,19 @@ class _Pairs:
 
 def _train(
     weights: list[torch.Tensor],
-    inputs_NI: torch.Tensor,
-    content_width: int,
+    content_ND: Matrix,
+    signal_NS: Matrix,
     pairs: _Pairs,
     settings: AdapterConfig,
     rng: np.random.Generator,
 ) -> None:
     """Move the weights in place; the rate falls to zero along a half cosine."""
-    drawn = max(_PAIRS_AN_ITEM * len(inputs_NI), settings.batch)
+    drawn = max(_PAIRS_AN_ITEM * len(content_ND), settings.batch)
+
+    def forward(side_B: torch.Tensor) -> torch.Tensor:
+        inputs_BI = _inputs(content_ND[side_B.numpy()], signal_NS[side_B.numpy()])
+        return _forward(_hide(inputs_BI, content_ND.shape[1], settings.signal_dropout, rng), weights)
+
     steps = settings.epochs * (drawn // settings.batch)
     for weight in weights:
         weight.requires_grad_()
@@ -151,7 +158,7 @@ def _train(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
         sides = pairs.draw(settings.batch, rng)
-        left_BO, right_BO = (_forward(_hide(inputs_NI[side], content_width, settings.signal_dropout, rng), weights) for side in sides)
+        left_BO, right_BO = (forward(side_B) for side_B in sides)
         loss = info_nce(left_BO, right_BO, *sides, pairs.log_q_N, settings.temperature)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -202,10 +209,14 @@ def _inputs(content_ND: Matrix, signal_NS: Matrix) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([content_ND, signal_NS], axis=1).astype(np.float32, copy=False))
 
 
-def _first_weights(inputs_NI: Matrix, hidden: int, dim: int, rng: np.random.Generator) -> Iterator[Matrix]:
+def _first_weights(content_ND: Matrix, signal_NS: Matrix, hidden: int, dim: int, rng: np.random.Generator) -> Iterator[Matrix]:
     """In the order of `_NAMES`; the directions are eigenvectors of the inputs' second moments, the signs of which do not matter."""
-    width = inputs_NI.shape[1]
-    _, directions_II = np.linalg.eigh(inputs_NI.T.astype(np.float64) @ inputs_NI)
+    width = content_ND.shape[1] + signal_NS.shape[1]
+    moments_II = np.zeros((width, width))
+    for start in range(0, len(content_ND), _ROWS):
+        inputs_BI = _inputs(content_ND[start : start + _ROWS], signal_NS[start : start + _ROWS]).numpy()
+        moments_II += inputs_BI.T.astype(np.float64) @ inputs_BI
+    _, directions_II = np.linalg.eigh(moments_II)
     yield np.ascontiguousarray(directions_II[:, ::-1][:, : min(dim, width)], dtype=np.float32)
     yield (rng.standard_normal((width, hidden)) / np.sqrt(max(width, 1))).astype(np.float32)
     yield np.zeros(hidden, np.float32)

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from safetensors.numpy import load, save
 
-from components.semantic_ids.encoder import FeatureEncoder
+from components.semantic_ids.encoder import FeatureEncoder, Items
 from components.semantic_ids.quantize import Quantizer, ResidualKMeans, encode
 from components.semantic_ids.shards import Codes, Matrix
+from infra import records as r
 from infra import storage
 from infra.logs import get_logger
 from infra.sections import SemanticIdConfig
@@ -40,16 +41,19 @@ class Coder:
     encoder: FeatureEncoder
     quantizer: Quantizer
 
-    def encode(self, texts: Sequence[str], embeddings: Sequence[Sequence[float] | None], item_ids: Sequence[str]) -> tuple[Matrix, Codes]:
+    def encode(self, items: Items) -> tuple[Matrix, Codes]:
         """vectors_NL that are quantized and codes_NM of items, before collisions are resolved.
+
+        Args:
+            items: CATALOGUE rows, which need not be in any catalogue.
 
         Raises:
             DataError: embeddings that are not finite or of another width than those that the features were made with.
         """
-        features = self.encoder.transform(texts, embeddings, item_ids)
-        blank = [item_id for item_id, row in zip(item_ids, features, strict=True) if not row.any()]
-        if blank:
-            get_logger("semantic_ids").warning("items without a feature: their codes say nothing", items=len(blank), such_as=blank[:5])
+        features = self.encoder.transform(items)
+        blank = items[r.ITEM_ID].filter(pa.array(~features.any(axis=1)))
+        if len(blank):
+            warn_of_blank(len(blank), blank[:5].to_pylist())
         vectors = self.quantizer.project(features)
         return vectors, encode(vectors, self.quantizer.codebooks)
 
@@ -75,6 +79,11 @@ def read_quantizer(uri: str, settings: SemanticIdConfig) -> Quantizer:
 
         return RQVAE.restore(tensors)
     return ResidualKMeans.restore(tensors)
+
+
+def warn_of_blank(count: int, names: list[str]) -> None:
+    """Tell of so many items without a feature, and of a few of them by name."""
+    get_logger("semantic_ids").warning("items without a feature: their codes say nothing", items=count, such_as=names)
 
 
 def _packed(tensors: dict[str, Matrix]) -> bytes:

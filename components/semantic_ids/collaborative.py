@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 
+from components.semantic_ids.shards import ROWS, Ints, Matrix
 from infra.logs import get_logger
 from infra.sections import SemanticIdConfig
 
 if TYPE_CHECKING:  # torch is imported where an adapter is fitted, and nowhere else
     from components.semantic_ids.adapter import Adapter
 
-Matrix = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 Timelines = Sequence[npt.NDArray[np.integer[Any]]]
 HIT_K = 10
 MOST_PAIRS = 20_000
@@ -31,8 +30,7 @@ MOST_REFERENCES = 100_000
 _HELD_OUT = 0.1
 _NEAREST = 3
 _SHRINKAGE = 5.0
-_ROWS = 256  # rows of similarities at a time, fewer where items are very many
-_SIMILARITIES = 1 << 25
+_ROWS = 256  # rows of similarities at a time
 _TIE = 1e-5  # products of equal rows differ by their place in a block of BLAS
 
 
@@ -95,6 +93,29 @@ class SignalOfContent:
         return cls(content_RD, signal_RS, Adapter.restore(tensors))
 
 
+class Rows(Protocol):
+    """A matrix, in memory, in a file, or computed row by row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | Ints, /) -> Matrix: ...
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Content and signal as `join` puts them side by side, computed for the rows that are asked for."""
+
+    content_ND: Matrix
+    vectors_NS: Matrix
+    config: SemanticIdConfig
+
+    def __len__(self) -> int:
+        return len(self.content_ND)
+
+    def __getitem__(self, rows: slice | Ints, /) -> Matrix:
+        return join(self.content_ND[rows], self.vectors_NS[rows], self.config)
+
+
 @dataclass(frozen=True)
 class Signal:
     """Vectors of items from their timelines.
@@ -155,7 +176,7 @@ def judge_signal(content_ND: Matrix, timelines: Timelines, config: SemanticIdCon
     content = combined = gain = None
     if len(pairs) >= FEWEST_PAIRS:
         signal = collaborative_signal(content_ND, fit, config, seed=seed)
-        combined = neighbour_hit_rate(join(content_ND, signal.vectors_NS, config), pairs)
+        combined = neighbour_hit_rate(Joined(content_ND, signal.vectors_NS, config), pairs)
         content = neighbour_hit_rate(content_ND, pairs) if content_ND.any() else None
         gain = combined / content - 1 if content else None
     accepted, reason = _verdict(content, combined, len(pairs), config.min_collaborative_gain)
@@ -278,14 +299,15 @@ def held_out_pairs(timelines: Timelines, *, window: int, seed: int, limit: int =
     return both[np.random.default_rng(seed).permutation(len(both))[:limit]]
 
 
-def neighbour_hit_rate(features_ND: Matrix, pairs: Ints, k: int = HIT_K, sample: int | None = None) -> float:
+def neighbour_hit_rate(features: Rows, pairs: Ints, k: int = HIT_K, sample: int | None = None) -> float:
     """Share of pairs (i, j) of which j is among the k items nearest i by cosine, i itself left out.
 
-    Exact: every item is compared. Where items are equally near, as those of the same text are, and not all of them are among
-    the k, a pair counts with the chance of j being among them if they were drawn by lot; so the order of items does not matter.
+    Exact: every item is compared, a block of them at a time. Where items are equally near, as those of the same text are, and not
+    all of them are among the k, a pair counts with the chance of j being among them if they were drawn by lot; so the order of items
+    does not matter.
 
     Args:
-        features_ND: of all items.
+        features: features_ND of all items.
         pairs: pairs_P2 of different items.
         k: neighbours.
         sample: judge the first so many pairs only.
@@ -296,32 +318,31 @@ def neighbour_hit_rate(features_ND: Matrix, pairs: Ints, k: int = HIT_K, sample:
     pairs = pairs[:sample]
     if not len(pairs):
         return 0.0
-    features_ND = unit(features_ND)
-    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    firsts, starts = np.unique(pairs[:, 0], return_index=True)
-    ends = np.append(starts[1:], len(pairs))
-    hits = 0.0
-    block = max(1, min(_ROWS, _SIMILARITIES // len(features_ND)))
-    for begin in range(0, len(firsts), block):
-        rows = firsts[begin : begin + block]
-        near_RN = features_ND[rows] @ features_ND.T
-        near_RN[np.arange(len(rows)), rows] = -np.inf
-        for row, start, end in zip(near_RN, starts[begin:], ends[begin:], strict=False):
-            own_P = row[pairs[start:end, 1]]
-            ordered = np.sort(row)
-            nearer_P = len(row) - np.searchsorted(ordered, own_P + _TIE, side="right")
-            tied_P = len(row) - np.searchsorted(ordered, own_P - _TIE, side="left") - nearer_P
-            hits += float(np.clip((k - nearer_P) / tied_P, 0, 1).sum())
-    return hits / len(pairs)
+    left_PD = unit(features[pairs[:, 0]])
+    own_P = np.einsum("pd,pd->p", left_PD, unit(features[pairs[:, 1]]))
+    nearer_P, near_P = np.zeros(len(pairs), np.int64), np.zeros(len(pairs), np.int64)
+    for start in range(0, len(features), ROWS):
+        block_BD = unit(features[start : start + ROWS])
+        open_P = np.flatnonzero(nearer_P < k)  # no further item changes the verdict on the others
+        for begin in range(0, len(open_P), _ROWS):
+            some = open_P[begin : begin + _ROWS]
+            cosines_PB = left_PD[some] @ block_BD.T
+            places = pairs[some, 0] - start
+            itself = np.flatnonzero((places >= 0) & (places < len(block_BD)))
+            cosines_PB[itself, places[itself]] = -np.inf
+            nearer_P[some] += np.count_nonzero(cosines_PB > own_P[some, None] + _TIE, axis=1)
+            near_P[some] += np.count_nonzero(cosines_PB >= own_P[some, None] - _TIE, axis=1)
+    return float(np.clip((k - nearer_P) / np.maximum(near_P - nearer_P, 1), 0, 1).mean())
 
 
 def unit(matrix: Matrix) -> Matrix:
     """Rows scaled to unit norm; zero rows stay zero."""
-    if not matrix.size:
-        return np.asarray(matrix, dtype=np.float32)
-    largest = np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-30)  # squares of large values would be infinite
-    scaled = matrix / largest
-    return np.asarray(scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+    found = np.empty(matrix.shape, np.float32)
+    for start in range(0, len(matrix) if matrix.size else 0, ROWS):
+        rows = matrix[start : start + ROWS]
+        scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30)  # squares of large values would be infinite
+        found[start : start + ROWS] = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def _svd(matrix: sp.csr_matrix, dim: int, seed: int) -> Matrix:

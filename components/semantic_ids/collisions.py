@@ -7,7 +7,7 @@ the order of their popularity, moves to the nearest code with room: another last
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,11 +64,12 @@ def resolve_collisions(
     """
     n_codes, levels = len(codebooks[0].codewords_KD), len(codebooks)
     taken = np.empty((0, levels), np.int32) if taken_PM is None else taken_PM
-    before = np.full_like(codes_NM, -1) if before_NM is None else before_NM
+    before = np.broadcast_to(np.int32(-1), codes_NM.shape) if before_NM is None else before_NM
     check_capacity(len(codes_NM) + len(taken), levels=levels, codes=n_codes, per_sid=capacity)
-    order = np.lexsort((np.arange(len(codes_NM)), -popularity_N, (codes_NM != before).any(axis=1)))
-    stays = _keepers(codes_NM, order, taken, capacity)
-    room = _Room(np.concatenate([taken, codes_NM[stays]]), n_codes, capacity)
+    sids_P, sids_N = (_numbers(codes, n_codes) for codes in (taken, codes_NM))
+    order = np.lexsort((-popularity_N, (codes_NM != before).any(axis=1)))  # and ties by index
+    stays = _keepers(sids_N, order, sids_P, capacity)
+    room = _Room(np.sort(np.concatenate([sids_P, sids_N[stays]])), n_codes, levels, capacity)
     result = codes_NM.copy()
     movers = order[~stays[order]]
     returning = (codes_NM[movers, :-1] == before[movers, :-1]).all(axis=1) & (before[movers] >= 0).all(axis=1)
@@ -84,27 +85,46 @@ def resolve_collisions(
     return result
 
 
-def _keepers(codes_NM: Codes, order: Ints, taken_PM: Codes, capacity: int) -> npt.NDArray[np.bool_]:
+def _numbers(codes_NM: Codes, n_codes: int) -> Ints:
+    """SIDs as numbers, in the order of the SIDs."""
+    numbers_N = np.zeros(len(codes_NM), np.int64)
+    for codes_N in codes_NM.T:
+        numbers_N *= n_codes
+        numbers_N += codes_N
+    return numbers_N
+
+
+def _keepers(sids_N: Ints, order: Ints, taken_P: Ints, capacity: int) -> npt.NDArray[np.bool_]:
     """Which items find room in their own SID, by rank of popularity."""
-    together = np.concatenate([taken_PM, codes_NM])
-    _, sid = np.unique(together, axis=0, return_inverse=True)
-    free = np.maximum(capacity - np.bincount(sid[: len(taken_PM)], minlength=sid.max() + 1 if len(sid) else 0), 0)
-    own = sid[len(taken_PM) :][order]
+    _, sid = np.unique(np.concatenate([taken_P, sids_N]), return_inverse=True)
+    free = np.maximum(capacity - np.bincount(sid[: len(taken_P)], minlength=sid.max() + 1 if len(sid) else 0), 0)
+    own = sid[len(taken_P) :][order]
     by_sid = np.argsort(own, kind="stable")
-    stays = np.zeros(len(codes_NM), dtype=bool)
+    stays = np.zeros(len(sids_N), dtype=bool)
     stays[order[by_sid[first_of_each(own[by_sid], free)]]] = True
     return stays
 
 
-class _Room:
-    """How many items each prefix and SID holds."""
+class _Used(dict[Prefix, int]):
+    """How many items each prefix and SID holds; looked up among all where it is asked for first."""
 
-    def __init__(self, codes_NM: Codes, n_codes: int, capacity: int) -> None:
-        self.n_codes, self.levels, self.capacity = n_codes, codes_NM.shape[1], capacity
-        self.used: Counter[Prefix] = Counter()
-        for level in range(1, self.levels + 1):
-            prefixes, counts = np.unique(codes_NM[:, :level], axis=0, return_counts=True)
-            self.used.update(dict(zip(map(tuple, prefixes.tolist()), counts.tolist(), strict=True)))
+    def __init__(self, sids_N: Ints, n_codes: int, levels: int) -> None:
+        self._sids_N, self._n_codes, self._levels = sids_N, n_codes, levels
+
+    def __missing__(self, prefix: Prefix) -> int:
+        below = self._n_codes ** (self._levels - len(prefix))
+        first = functools.reduce(lambda number, code: number * self._n_codes + code, prefix, 0) * below
+        low, high = np.searchsorted(self._sids_N, np.array([first, first + below])).tolist()
+        self[prefix] = high - low
+        return self[prefix]
+
+
+class _Room:
+    """Where there is room for one more item."""
+
+    def __init__(self, sids_N: Ints, n_codes: int, levels: int, capacity: int) -> None:
+        self.n_codes, self.levels, self.capacity = n_codes, levels, capacity
+        self.used = _Used(sids_N, n_codes, levels)
 
     def below(self, prefix: Prefix) -> bool:
         """Whether a SID with this prefix has room."""

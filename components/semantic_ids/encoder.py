@@ -5,23 +5,28 @@ Shapes: N items, V words, D content width, S signal width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from components.semantic_ids.collaborative import Matrix, SignalOfContent, join, unit
+from components.semantic_ids.collaborative import SignalOfContent, join, unit
+from components.semantic_ids.shards import Matrix
+from infra import records as r
 from infra import storage
 from infra.errors import DataError, ServiceError
 from infra.sections import SemanticIdConfig
 
 Tensors = dict[str, npt.NDArray[Any]]
-Embeddings = Sequence[Sequence[float] | None]
-_TEXT, _SIGNAL = "text.", "signal."
+Items: TypeAlias = pa.RecordBatch | pa.Table  # CATALOGUE rows
+_TEXT, _SIGNAL, _NAMED = "text.", "signal.", 5
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,13 @@ class TextEncoder:
     components_WV: Matrix = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @classmethod
-    def fit(cls, texts: Sequence[str], config: SemanticIdConfig, *, seed: int) -> TextEncoder:
+    def fit(cls, texts: Iterable[str], config: SemanticIdConfig, *, seed: int) -> TextEncoder:
         """Learn vocabulary and directions; a model by name has nothing to learn.
+
+        Args:
+            texts: asked for once, one after the other: only their counts are held.
+            config: encoder and `text_dim`.
+            seed: of the SVD.
 
         Raises:
             DataError: the texts hold no words.
@@ -65,9 +75,13 @@ class TextEncoder:
         """
         if self.name != "tfidf":
             return _sentence_embeddings(texts, self.name)
+        return np.asarray(self._vectorizer.transform(texts) @ self.components_WV.T, dtype=np.float32)
+
+    @cached_property
+    def _vectorizer(self) -> Any:
         vectorizer = _vectorizer(self.words)
         vectorizer.idf_ = self.idf_V
-        return np.asarray(vectorizer.transform(texts) @ self.components_WV.T, dtype=np.float32)
+        return vectorizer
 
 
 @dataclass(frozen=True)
@@ -86,26 +100,27 @@ class FeatureEncoder:
     embedding_width: int
     signal: SignalOfContent | None
 
-    def content(self, texts: Sequence[str], embeddings: Embeddings, item_ids: Sequence[str]) -> Matrix:
+    def content(self, items: Items) -> Matrix:
         """Weighted text and embedding parts content_ND, each of unit norm times its weight or zero; D is 0 without either.
+
+        Args:
+            items: their ids, which errors name, texts, empty where there is none, and embeddings, null where there is none.
 
         Raises:
             DataError: an embedding with a value that is not finite or of another width than the rest.
         """
-        parts = [np.empty((len(texts), 0), np.float32)]
+        parts = [np.empty((len(items), 0), np.float32)]
         if self.text is not None:
-            parts.append(self.config.text_weight * unit(self.text.encode(texts)))
+            parts.append(self.config.text_weight * unit(self.text.encode(items[r.TEXT].to_pylist())))
         if self.embedding_width:
-            parts.append(self.config.embedding_weight * unit(given_embeddings(embeddings, item_ids, self.embedding_width)))
+            parts.append(self.config.embedding_weight * unit(given_embeddings(items, self.embedding_width)))
         return np.concatenate(parts, axis=1)
 
-    def transform(self, texts: Sequence[str], embeddings: Embeddings, item_ids: Sequence[str]) -> Matrix:
+    def transform(self, items: Items) -> Matrix:
         """Features of items of which no timeline tells anything.
 
         Args:
-            texts: empty where there is none.
-            embeddings: None where there is none.
-            item_ids: named in errors.
+            items: as for `content`.
 
         Returns:
             features_ND as wide as those that `item_features` gave. Their collaborative part is estimated from the content (see
@@ -114,7 +129,7 @@ class FeatureEncoder:
         Raises:
             DataError: an embedding with a value that is not finite or of another width than those fitted on.
         """
-        content_ND = self.content(texts, embeddings, item_ids)
+        content_ND = self.content(items)
         if self.signal is None:
             return content_ND
         return join(content_ND, self.signal.estimate(content_ND, self.config.collaborative_weight), self.config)
@@ -143,35 +158,59 @@ class FeatureEncoder:
         return cls(config, text, width, SignalOfContent.restore(signal) if signal else None)
 
 
-def width_of(embeddings: Embeddings) -> int:
+def width_of(blocks: Iterable[Items]) -> int:
     """The one width of the embeddings given; 0 where none is.
 
     Raises:
-        DataError: they differ.
+        DataError: they differ, or hold values that are not finite; of these items the first are named.
     """
-    widths = {len(embedding) for embedding in embeddings if embedding is not None}
+    widths: set[int] = set()
+    bad, names = 0, list[str]()
+    for items in blocks:
+        widths |= set(pc.unique(pc.list_value_length(items[r.EMBEDDING])).drop_null().to_pylist())
+        wrong = _not_finite(items)
+        bad, names = bad + len(wrong), names + wrong[: _NAMED - len(names)]
     if len(widths) > 1:
         raise DataError(f"item embeddings have different widths: {sorted(widths)}", where="columns.embedding", mend="give one width")
+    _refuse(bad, names, "hold NaN or infinity", "repair them")
     return widths.pop() if widths else 0
 
 
-def given_embeddings(embeddings: Embeddings, item_ids: Sequence[str], width: int) -> Matrix:
+def given_embeddings(items: Items, width: int) -> Matrix:
     """Embeddings as a matrix; zero rows where none is given.
 
     Raises:
         DataError: a value that is not finite, or another width; the items are named.
     """
-    wrong = [item for item, embedding in zip(item_ids, embeddings, strict=True) if embedding is not None and len(embedding) != width]
-    if wrong:
-        names = ", ".join(wrong[:5])
-        raise DataError(f"{len(wrong)} item embeddings are not {width} wide: {names}", where="columns.embedding", mend="give one width")
-    zero = np.zeros(width, dtype=np.float32)
-    matrix = np.asarray([zero if e is None else e for e in embeddings], dtype=np.float32).reshape(len(embeddings), width)
-    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if bad.size:
-        names = ", ".join(item_ids[i] for i in bad[:5])
-        raise DataError(f"{bad.size} item embeddings hold NaN or infinity: {names}", where="columns.embedding", mend="repair them")
+    embeddings = items[r.EMBEDDING]
+    lengths = pc.list_value_length(embeddings)
+    wrong = items[r.ITEM_ID].filter(pc.not_equal(lengths, width)).to_pylist()
+    _refuse(len(wrong), wrong, f"are not {width} wide", "give one width")
+    wrong = _not_finite(items)
+    _refuse(len(wrong), wrong, "hold NaN or infinity", "repair them")
+    matrix = np.zeros((len(items), width), np.float32)
+    matrix[np.asarray(lengths.is_valid())] = _values(embeddings).reshape(-1, width)
     return matrix
+
+
+def _not_finite(items: Items) -> list[str]:
+    """Ids of the items whose embedding holds NaN, infinity or nothing in place of a number."""
+    bad = np.flatnonzero(~np.isfinite(_values(items[r.EMBEDDING])))
+    if not bad.size:
+        return []
+    ends = np.cumsum(np.asarray(pc.fill_null(pc.list_value_length(items[r.EMBEDDING]), 0)))
+    rows = np.unique(np.searchsorted(ends, bad, side="right"))
+    return list(items[r.ITEM_ID].take(pa.array(rows)).to_pylist())
+
+
+def _values(embeddings: pa.Array | pa.ChunkedArray) -> Matrix:
+    """All values of the lists, one after the other."""
+    return np.asarray(pc.list_flatten(embeddings), dtype=np.float32)
+
+
+def _refuse(count: int, names: Sequence[str], what: str, mend: str) -> None:
+    if count:
+        raise DataError(f"{count} item embeddings {what}: {', '.join(names[:_NAMED])}", where="columns.embedding", mend=mend)
 
 
 def _vectorizer(words: Sequence[str] | None) -> Any:
@@ -189,6 +228,11 @@ def _directions(counts: Any, dim: int, seed: int) -> Matrix:
 
 
 def _sentence_embeddings(texts: Sequence[str], name: str) -> Matrix:
+    return np.asarray(_sentence_transformer(name).encode(list(texts), show_progress_bar=False), dtype=np.float32)
+
+
+@lru_cache(maxsize=1)
+def _sentence_transformer(name: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -199,7 +243,5 @@ def _sentence_embeddings(texts: Sequence[str], name: str) -> Matrix:
         ) from error
     if "://" in name:
         with storage.local_copy(name) as folder:
-            model = SentenceTransformer(str(folder))
-    else:
-        model = SentenceTransformer(name)
-    return np.asarray(model.encode(list(texts), show_progress_bar=False), dtype=np.float32)
+            return SentenceTransformer(str(folder))
+    return SentenceTransformer(name)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load
 
-from components.semantic_ids.coder import QUANTIZER, Coder, new_quantizer
-from components.semantic_ids.collaborative import held_out_pairs, split_users
+from components.semantic_ids.blocks import Catalogue, NewMatrix, cut, filled, open_catalogue, scratch
+from components.semantic_ids.coder import QUANTIZER, Coder, new_quantizer, warn_of_blank
+from components.semantic_ids.collaborative import Timelines, held_out_pairs, split_users
 from components.semantic_ids.collisions import check_capacity, resolve_collisions
 from components.semantic_ids.features import ItemFeatures, item_features
 from components.semantic_ids.life_cycle import churn, earlier_codes
+from components.semantic_ids.quantize import Quantizer
 from components.semantic_ids.ray_shards import ray_shards, write_blocks
 from components.semantic_ids.report import SECTION, render_page, render_section
-from components.semantic_ids.shards import ROWS, Codes, LocalShards, Matrix, Shards
+from components.semantic_ids.shards import Codes, Ints, LocalShards, Matrix, Shards
 from components.semantic_ids.stats import prefix_hit_rate, sid_statistics
 from components.semantic_ids.table import sids_table
 from infra import records as r
@@ -39,6 +42,9 @@ _BLOCKS, _NAMED = "blocks", 5
 def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[str, Any]:
     """Write the SID table, what gave the items their SIDs, statistics and a report below `out_uri`.
 
+    The catalogue is read a block of items at a time, and features lie in files below `out_uri` until this ends: what grows with the
+    catalogue in memory are ids, popularity and codes (`plan.py`), and what timelines take.
+
     Returns:
         the headline figures of the statistics.
 
@@ -46,61 +52,79 @@ def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[
         DataError: too small a code space, unusable features, an earlier table of another shape.
     """
     settings = config.semantic_ids
-    catalogue = storage.read_table(storage.join(sessions_uri, "catalogue.parquet"))
-    ids, popularity = catalogue[r.ITEM_ID].to_pylist(), catalogue[r.POPULARITY].to_numpy()
-    check_capacity(len(catalogue), levels=settings.levels, codes=settings.codes, per_sid=items_per_sid(settings))
-    before = _earlier(settings, ids)
-    timelines = training_items(storage.read_table(storage.join(sessions_uri, "timelines")))
-    features = item_features(
-        catalogue[r.TEXT].to_pylist(), catalogue[r.EMBEDDING].to_pylist(), timelines, settings, item_ids=ids, seed=config.seed
-    )
-    get_logger(STEP).info("features", items=len(ids), width=features.features_ND.shape[1])
-    if features.without_features:
-        blank = [ids[i] for i in np.flatnonzero(~features.features_ND.any(axis=1))[:_NAMED]]
-        get_logger(STEP).warning("items without a feature: their codes say nothing", items=features.without_features, such_as=blank)
-    coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
-    encoded = _fit(coder, features.features_ND, config, before, out_uri)
-    vectors = coder.quantizer.project(features.features_ND)
-    codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=items_per_sid(settings), before_NM=before)
-    stats = sid_statistics(features.features_ND, encoded, codes, coder.quantizer)
-    stats["quantizer"], stats["without_features"], stats["signal"] = settings.quantizer, features.without_features, features.acceptance
-    _, held_out = split_users(timelines, seed=config.seed)
-    stats["prefix_hit_rate"] = prefix_hit_rate(codes, held_out_pairs(held_out, window=settings.cooccurrence_window, seed=config.seed))
-    stats |= {} if before is None else {"churn": churn(before, codes)}
-    storage.write_table(sids_table(catalogue, codes), storage.join(out_uri, SIDS))
+    with open_catalogue(storage.join(sessions_uri, "catalogue.parquet")) as catalogue:
+        check_capacity(len(catalogue), levels=settings.levels, codes=settings.codes, per_sid=items_per_sid(settings))
+        items = catalogue.table(r.ITEM_INDEX, r.ITEM_ID, r.POPULARITY)
+        before = _earlier(settings, items[r.ITEM_ID])
+        timelines = training_items(storage.read_table(storage.join(sessions_uri, "timelines")))
+        with scratch(out_uri) as new, ray_session(config.cluster) if settings.workers else nullcontext():
+            features = item_features(catalogue, timelines, settings, new=new, seed=config.seed)
+            _tell(features, catalogue)
+            coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
+            encoded = _fit(coder, features.features_ND, config, before, out_uri)
+            vectors = _quantized(coder.quantizer, features.features_ND, settings, new)
+            popularity, capacity = items[r.POPULARITY].to_numpy(), items_per_sid(settings)
+            codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=capacity, before_NM=before)
+            stats = _statistics(features, timelines, encoded, codes, coder.quantizer, config)
+            stats |= {} if before is None else {"churn": churn(before, codes)}
+            _write_report(catalogue, features, codes, popularity, stats, settings, out_uri)
+    storage.write_table(sids_table(items, codes), storage.join(out_uri, SIDS))
     coder.write(out_uri)
     storage.write_json(storage.join(out_uri, STATS), stats)
-    _write_report(catalogue, features, codes, stats, settings, out_uri)
     return _headline(stats)
+
+
+def _tell(features: ItemFeatures, catalogue: Catalogue) -> None:
+    items, width = features.features_ND.shape
+    get_logger(STEP).info("features", items=items, width=width)
+    if len(features.without_features):
+        warn_of_blank(len(features.without_features), catalogue.at(r.ITEM_ID, features.without_features[:_NAMED]))
 
 
 def _fit(coder: Coder, features_ND: Matrix, config: Config, before_NM: Codes | None, out_uri: str) -> Codes:
     settings = config.semantic_ids
     passes = settings.rq_vae.epochs if settings.quantizer == "rq_vae" else settings.levels * settings.iterations
     meter = ProgressMeter(passes, step=STEP, unit="passes")
-    with _shards(features_ND, config, out_uri) as shards:
+    with _shards(features_ND, settings, out_uri) as shards:
         codes = coder.quantizer.fit(shards, before_NM=before_NM, tell=lambda level, _: meter.advance(1, level=level + 1))
     meter.close()
     return codes
 
 
 @contextmanager
-def _shards(features_ND: Matrix, config: Config, out_uri: str) -> Iterator[Shards]:
+def _shards(features_ND: Matrix, settings: SemanticIdConfig, out_uri: str) -> Iterator[Shards]:
     """The features in this process or, with `semantic_ids.workers`, on Ray actors that read them from files."""
-    workers = config.semantic_ids.workers
-    if not workers:
+    if not settings.workers:
         yield LocalShards(features_ND, threads=os.cpu_count() or 1)
         return
     folder = storage.join(out_uri, _BLOCKS)
-    uris = write_blocks((features_ND[i : i + ROWS] for i in range(0, len(features_ND), ROWS)), folder)
+    uris = write_blocks((features_ND[block] for block in cut(len(features_ND))), folder)
     try:
-        with ray_session(config.cluster), ray_shards(uris, workers=workers) as shards:
+        with ray_shards(uris, workers=settings.workers) as shards:
             yield shards
     finally:
         storage.remove(folder)
 
 
-def _earlier(settings: SemanticIdConfig, item_ids: list[str]) -> Codes | None:
+def _quantized(quantizer: Quantizer, features_ND: Matrix, settings: SemanticIdConfig, new: NewMatrix) -> Matrix:
+    """vectors_NL that are quantized: the features, or what an autoencoder makes of them."""
+    if settings.quantizer != "rq_vae":
+        return features_ND
+    return filled(new, len(features_ND), (quantizer.project(features_ND[block]) for block in cut(len(features_ND))))
+
+
+def _statistics(
+    features: ItemFeatures, timelines: Timelines, encoded_NM: Codes, final_NM: Codes, quantizer: Quantizer, config: Config
+) -> dict[str, Any]:
+    settings = config.semantic_ids
+    stats = sid_statistics(features.features_ND, encoded_NM, final_NM, quantizer)
+    stats |= {"quantizer": settings.quantizer, "without_features": len(features.without_features), "signal": features.acceptance}
+    _, held_out = split_users(timelines, seed=config.seed)
+    pairs = held_out_pairs(held_out, window=settings.cooccurrence_window, seed=config.seed)
+    return stats | {"prefix_hit_rate": prefix_hit_rate(final_NM, pairs)}
+
+
+def _earlier(settings: SemanticIdConfig, item_ids: pa.ChunkedArray) -> Codes | None:
     if not settings.earlier:
         return None
     table = storage.read_table(storage.join(settings.earlier, SIDS))
@@ -108,15 +132,21 @@ def _earlier(settings: SemanticIdConfig, item_ids: list[str]) -> Codes | None:
 
 
 def _write_report(
-    catalogue: pa.Table, features: ItemFeatures, codes_NM: Codes, stats: dict[str, Any], settings: SemanticIdConfig, out_uri: str
+    catalogue: Catalogue,
+    features: ItemFeatures,
+    codes_NM: Codes,
+    popularity_N: Ints,
+    stats: dict[str, Any],
+    settings: SemanticIdConfig,
+    out_uri: str,
 ) -> None:
     section = render_section(
         stats,
         features_ND=features.features_ND,
         final_NM=codes_NM,
-        titles=catalogue[r.TITLE].to_pylist(),
-        popularity_N=catalogue[r.POPULARITY].to_numpy(),
-        categories=catalogue[r.CATEGORY].to_pylist(),
+        titles=partial(catalogue.at, r.TITLE),
+        popularity_N=popularity_N,
+        categories=catalogue.groups(r.CATEGORY),
         acceptance=features.acceptance,
         limits={"max_collision_rate": settings.max_collision_rate, "min_utilisation": settings.min_utilisation},
     )

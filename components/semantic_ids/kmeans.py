@@ -77,8 +77,8 @@ def sample_size(rows: int, n_codes: int) -> int:
 
 def _as_before(shards: Shards, before_N: Codes, n_codes: int, rng: np.random.Generator) -> Matrix:
     """Means of earlier clusters in today's features, which need not have the same axes as the earlier ones."""
-    found = shards.each("sums_of", [(codes, n_codes) for codes in split(before_N, shards.sizes)])
-    sums_KD, counts_K = add_up(found)
+    # One after the other: the sums of all shards together may be larger than memory.
+    sums_KD, counts_K = add_up(shards.one(at, "sums_of", codes, n_codes) for at, codes in enumerate(split(before_N, shards.sizes)))
     others_KD = first_codewords(shards, n_codes, rng)  # for codes that nothing has any more
     return _centroids(sums_KD, counts_K, others_KD).astype(np.float32)
 
@@ -159,11 +159,12 @@ def _settled(shards: Shards, codebook: Codebook) -> Codebook:
     sizes_K = capacities(counts_K)
     while (counts_K > sizes_K).any():
         found: list[Offers] = shards.every("offers", codebook, np.maximum(counts_K - sizes_K, 0), np.maximum(sizes_K - counts_K, 0))
-        of_shard = np.repeat(np.arange(len(found)), [len(offers.rows) for offers in found])
+        lengths = np.array([len(offers.rows) for offers in found])
         offers = Offers.joined(found)
-        targets, counts_K = _placed(offers, of_shard, counts_K, sizes_K)
-        moves = [np.flatnonzero((of_shard == shard) & (targets >= 0)) for shard in range(len(found))]
-        shards.each("move", [(offers.rows[own], targets[own]) for own in moves])
+        del found  # where many rows have to move, all their offers once more would be much
+        targets, counts_K = _placed(offers, np.repeat(np.arange(len(lengths)), lengths), counts_K, sizes_K)
+        moves = zip(split(offers.rows, lengths), split(targets, lengths), strict=True)
+        shards.each("move", [(rows[codes >= 0], codes[codes >= 0]) for rows, codes in moves])
     sums_KD, counts_K = shards.add_up("sums", n_codes)
     return Codebook(_centroids(sums_KD, counts_K, codebook.codewords_KD).astype(np.float32), codebook.prices_K)
 
@@ -177,7 +178,7 @@ def _placed(offers: Offers, of_shard: Ints, counts_K: Ints, sizes_K: Ints) -> tu
     result, here = np.full(len(offers.rows), -1), np.arange(len(offers.rows))
     while True:
         room_K, excess_K = sizes_K - counts_K, counts_K - sizes_K
-        costs = np.where(room_K[offers.targets] > 0, offers.regrets, np.inf)
+        costs = np.where((room_K > 0)[offers.targets], offers.regrets, np.inf)
         choice = costs.argmin(1)
         regrets, targets = costs[here, choice], offers.targets[here, choice]
         bids = np.flatnonzero((result < 0) & np.isfinite(regrets) & (excess_K[offers.sources] > 0))

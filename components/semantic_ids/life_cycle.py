@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.semantic_ids.coder import Coder
 from components.semantic_ids.collisions import resolve_collisions
@@ -17,22 +17,24 @@ from infra import records as r
 from infra.errors import DataError
 
 
-def earlier_codes(sids: pa.Table, item_ids: Sequence[str], *, levels: int, codes: int) -> Codes:
+def earlier_codes(sids: pa.Table, item_ids: pa.Array | pa.ChunkedArray, *, levels: int, codes: int) -> Codes:
     """codes_NM that an earlier SIDS table gave these items, -1 for items that it does not have.
 
     Raises:
         DataError: a table of other levels, or of more codes.
     """
-    known, found = sids[r.ITEM_ID].to_pylist(), sids[r.CODES].to_pylist()
-    if found and (len(found[0]) != levels or max(map(max, found)) >= codes):
+    flat = np.asarray(pc.list_flatten(sids[r.CODES]), np.int32)
+    known_PM = flat.reshape(len(sids), len(flat) // max(len(sids), 1))
+    if len(sids) and (known_PM.shape[1] != levels or known_PM.max() >= codes):
         raise DataError(
-            f"the earlier SIDs have {len(found[0])} levels of up to {1 + max(map(max, found))} codes, the settings {levels} of {codes}",
+            f"the earlier SIDs have {known_PM.shape[1]} levels of up to {1 + known_PM.max()} codes, the settings {levels} of {codes}",
             where="semantic_ids.earlier",
             mend="keep semantic_ids.levels and codes, or fit without the earlier table",
         )
-    by_id = dict(zip(known, found, strict=True))
-    nothing = [-1] * levels
-    return np.asarray([by_id.get(item_id, nothing) for item_id in item_ids], np.int32).reshape(len(item_ids), levels)
+    rows_N = np.asarray(pc.fill_null(pc.index_in(item_ids, sids[r.ITEM_ID]), -1))
+    found_NM = np.full((len(rows_N), levels), -1, np.int32)
+    found_NM[rows_N >= 0] = known_PM[rows_N[rows_N >= 0]]
+    return found_NM
 
 
 def churn(before_NM: Codes, after_NM: Codes) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def add_items(sids: pa.Table, coder: Coder, items: pa.Table, *, capacity: int) -
             f"there is room for {room} items, {len(sids)} are there and {len(new)} are new",
             mend="fit anew with more codes (semantic_ids.codes); semantic_ids.earlier cannot help then",
         )
-    vectors, encoded = coder.encode(new[r.TEXT].to_pylist(), new[r.EMBEDDING].to_pylist(), new[r.ITEM_ID].to_pylist())
+    vectors, encoded = coder.encode(new)
     popularity = new[r.POPULARITY].to_numpy()
     codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=capacity, taken_PM=codes_of(sids))
     numbered = new.set_column(new.schema.get_field_index(r.ITEM_INDEX), r.ITEM_INDEX, pa.array(len(sids) + np.arange(len(new)), pa.int32()))

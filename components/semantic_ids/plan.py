@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from components.semantic_ids.kmeans import sample_size
-from components.semantic_ids.ray_shards import KEPT_BYTES
-from components.semantic_ids.shards import BLOCK, ROWS
+from components.semantic_ids.shards import BLOCK, KEPT_BYTES, ROWS
 from infra.sections import SemanticIdConfig
 
 _FLOAT, _MIB = 4, 2**20

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from components.semantic_ids.shards import Ints, Matrix, Shard, add_up
+from components.semantic_ids.shards import KEPT_BYTES, Ints, Matrix, Shard, add_up
 from infra import storage
 from infra.errors import ConfigError, DataError
 
-KEPT_BYTES = 256 << 20  # of rows, that an actor holds in memory; where it has more, it reads them anew in each pass
+_HEADER = 256  # bytes of a file that are sure to tell its shape
 
 
 def write_blocks(blocks: Iterable[Matrix], uri: str) -> list[str]:
@@ -37,11 +37,11 @@ def read_block(uri: str) -> Matrix:
 class _Worker:
     """An actor: some consecutive shards."""
 
-    def __init__(self, uris: Sequence[str], *, keep: bool) -> None:
+    def __init__(self, uris: Sequence[str], keep: bool) -> None:
         self._shards = [Shard(lambda uri=uri: read_block(uri), keep=keep) for uri in uris]  # type: ignore[misc]
 
     def add_up(self, method: str, *arguments: Any) -> tuple[Any, ...]:
-        return add_up([getattr(shard, method)(*arguments) for shard in self._shards])
+        return add_up(getattr(shard, method)(*arguments) for shard in self._shards)
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         return [getattr(shard, method)(*own) for shard, own in zip(self._shards, arguments, strict=True)]
@@ -67,25 +67,26 @@ class RayShards:
 
     def add_up(self, method: str, *arguments: Any) -> tuple[Any, ...]:
         """Sums over shards, in each actor first."""
-        return add_up(_results([actor.add_up.remote(method, *_shared(arguments)) for actor in self._actors]))
+        shared = _shared(arguments)
+        return add_up(results_of([actor.add_up.remote(method, *shared) for actor in self._actors]))
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """A call for each."""
         rest = iter(arguments)
         own = [list(itertools.islice(rest, count)) for count in self._counts]
         calls = [actor.each.remote(method, part) for actor, part in zip(self._actors, own, strict=True)]
-        return list(itertools.chain.from_iterable(_results(calls)))
+        return list(itertools.chain.from_iterable(results_of(calls)))
 
     def every(self, method: str, *arguments: Any) -> list[Any]:
         """The same call for all."""
         shared = _shared(arguments)
-        return list(itertools.chain.from_iterable(_results([actor.every.remote(method, *shared) for actor in self._actors])))
+        return list(itertools.chain.from_iterable(results_of([actor.every.remote(method, *shared) for actor in self._actors])))
 
     def one(self, shard: int, method: str, *arguments: Any) -> Any:
         """A call for one."""
         ends = np.cumsum(self._counts)
         actor = int(np.searchsorted(ends, shard, side="right"))
-        return _results([self._actors[actor].one.remote(shard - int(ends[actor] - self._counts[actor]), method, *arguments)])[0]
+        return results_of([self._actors[actor].one.remote(shard - int(ends[actor] - self._counts[actor]), method, *arguments)])[0]
 
 
 @contextmanager
@@ -98,6 +99,30 @@ def ray_shards(uris: Sequence[str], *, workers: int) -> Iterator[RayShards]:
         ConfigError: more workers than the cluster has CPUs.
         DataError: files of rows of different widths.
     """
+    check_workers(workers)
+    shapes = [_shape(uri) for uri in uris]
+    if len({width for _, width in shapes}) > 1:
+        raise DataError("files of features have different widths", where=uris[0], mend="write them anew")
+    sizes = np.array([rows for rows, _ in shapes])
+    parts = [part for part in np.array_split(np.arange(len(uris)), min(workers, len(uris))) if len(part)]
+    keep = [int(sizes[part].sum()) * shapes[0][1] * 4 <= KEPT_BYTES for part in parts]
+    with started(_Worker, [([uris[i] for i in part], kept) for part, kept in zip(parts, keep, strict=True)]) as actors:
+        yield RayShards(sizes, actors, [len(part) for part in parts])
+
+
+def _shape(uri: str) -> tuple[int, int]:
+    head = io.BytesIO(storage.read_bytes(uri, first=_HEADER))
+    np.lib.format.read_magic(head)
+    (rows, width), _, _ = np.lib.format.read_array_header_1_0(head)
+    return int(rows), int(width)
+
+
+def check_workers(workers: int) -> None:
+    """Refuse workers that would wait for a CPU for ever.
+
+    Raises:
+        ConfigError: more workers than the cluster has CPUs.
+    """
     import ray
 
     free = int(ray.cluster_resources().get("CPU", 0))
@@ -105,24 +130,20 @@ def ray_shards(uris: Sequence[str], *, workers: int) -> Iterator[RayShards]:
         raise ConfigError(
             f"{workers} workers need as many CPUs, the cluster has {free}", where="semantic_ids.workers", mend=f"set it to {free} or less"
         )
-    shapes = [_shape(uri) for uri in uris]
-    if len({width for _, width in shapes}) > 1:
-        raise DataError("files of features have different widths", where=uris[0], mend="write them anew")
-    sizes = np.array([rows for rows, _ in shapes])
-    parts = [part for part in np.array_split(np.arange(len(uris)), min(workers, len(uris))) if len(part)]
-    keep = [int(sizes[part].sum()) * shapes[0][1] * 4 <= KEPT_BYTES for part in parts]
-    remote = ray.remote(num_cpus=1)(_Worker)
-    actors = [remote.remote([uris[i] for i in part], keep=kept) for part, kept in zip(parts, keep, strict=True)]
+
+
+@contextmanager
+def started(kind: type, arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
+    """An actor for each tuple of arguments, on a CPU of its own; they end with the context."""
+    import ray
+
+    remote = ray.remote(num_cpus=1)(kind)
+    actors = [remote.remote(*own) for own in arguments]
     try:
-        yield RayShards(sizes, actors, [len(part) for part in parts])
+        yield actors
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def _shape(uri: str) -> tuple[int, int]:
-    rows, width = read_block(uri).shape
-    return int(rows), int(width)
 
 
 def _shared(arguments: Sequence[Any]) -> list[Any]:
@@ -132,7 +153,8 @@ def _shared(arguments: Sequence[Any]) -> list[Any]:
     return [ray.put(argument) for argument in arguments]
 
 
-def _results(calls: Sequence[Any]) -> list[Any]:
+def results_of(calls: Sequence[Any]) -> list[Any]:
+    """What calls of actors return; an error of ours is raised as it is."""
     import ray
 
     from infra.cluster import unwrap

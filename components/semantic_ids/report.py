@@ -6,12 +6,12 @@ Shapes: N items, n items of a sample, D feature width, M levels.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -19,6 +19,7 @@ from components.semantic_ids import charts
 from components.semantic_ids.shards import Codes, Ints, Matrix
 from components.semantic_ids.stats import bucket_sizes
 
+Titles = Callable[[Ints], Sequence[str]]  # of such rows
 SECTION: Final = "section.html"
 _TEMPLATE = "semantic_ids/report.html.j2"
 _FACTS: Final = {
@@ -68,10 +69,10 @@ def render_section(
     stats: Mapping[str, Any],
     *,
     final_NM: Codes,
-    titles: Sequence[str],
+    titles: Titles,
     popularity_N: Ints,
     features_ND: Matrix | None = None,
-    categories: Sequence[str] | None = None,
+    categories: pa.DictionaryArray | None = None,
     acceptance: Mapping[str, Any] | None = None,
     limits: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -82,7 +83,7 @@ def render_section(
         stats: of `sid_statistics`; `prefix_hit_rate` may hold what the function of that name returns, `churn` the shares of SIDs
             `changed` and the number of `new` items, `quantizer` and `without_features` a name and a count.
         final_NM: the table.
-        titles: one an item, for people.
+        titles: of some items, for people; asked for once, and for few.
         popularity_N: which items are shown first as examples.
         features_ND: what to draw on its two principal axes, or, with D = 2, as it is; only sampled rows are read.
         categories: one an item, empty where there is none; without any the picture shows the first codewords.
@@ -94,7 +95,7 @@ def render_section(
     Returns:
         a <section> for `render_page` or any page of its style; equal arguments give equal bytes, and every text is escaped.
     """
-    assert len(final_NM) == len(titles) == len(popularity_N), "one title and one popularity an item"
+    assert len(final_NM) == len(popularity_N), "one popularity an item"
     levels = list(stats.get("levels", ()))
     counts = [level["counts"] for level in levels if level.get("counts")]
     sizes = bucket_sizes(final_NM)
@@ -184,7 +185,7 @@ def _hits(rates: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"pairs": rates["pairs"], "rows": list(zip(rates["rates"], rates["chance"], rates["chance_popular"], strict=True))}
 
 
-def _picture(features_ND: Matrix, final_NM: Codes, categories: Sequence[str] | None, seed: int) -> tuple[Markup, dict[str, Any]]:
+def _picture(features_ND: Matrix, final_NM: Codes, categories: pa.DictionaryArray | None, seed: int) -> tuple[Markup, dict[str, Any]]:
     """The picture of a sample, and what its colours mean."""
     n_items = len(features_ND)
     rows = np.random.default_rng(seed).choice(n_items, min(n_items, _SAMPLE), replace=False)  # shuffled: no group is on top
@@ -194,35 +195,47 @@ def _picture(features_ND: Matrix, final_NM: Codes, categories: Sequence[str] | N
     else:
         points, shares = charts.principal_plane(sample)
         names = (f"first principal axis, {shares[0]:.0%} of the variance", f"second, {shares[1]:.0%}")
-    by_category = categories is not None and any(categories)
-    groups = list(categories or ()) if by_category else [f"{code}, …" for code in final_NM[:, 0]]
-    sizes = Counter(group for group in groups if group)
-    largest = sorted(sizes, key=lambda group: (-sizes[group], group))[:_GROUPS]
+    by, groups, group_N = _groups(categories, final_NM)
+    sizes = np.bincount(group_N, minlength=len(groups)).tolist()
+    named = [number for number, group in enumerate(groups) if group and sizes[number]]
+    largest = sorted(named, key=lambda number: (-sizes[number], groups[number]))[:_GROUPS]
     colours = dict(zip(largest, charts.GROUP_COLOURS, strict=False))
-    legend = [(colour, _shorten(group)) for group, colour in colours.items()]
-    if sum(sizes[group] for group in largest) < n_items:
+    legend = [(colour, _shorten(groups[number])) for number, colour in colours.items()]
+    if sum(sizes[number] for number in largest) < n_items:
         legend.append((charts.REST_COLOUR, "the rest"))
-    image = charts.picture(points, [colours.get(groups[row], charts.REST_COLOUR) for row in rows], names)
-    by = "category" if by_category else "first codeword"
+    image = charts.picture(points, [colours.get(number, charts.REST_COLOUR) for number in group_N[rows].tolist()], names)
     return image, {"by": by, "shown": len(rows), "items": n_items, "groups": legend}
 
 
-def _examples(final_NM: Codes, titles: Sequence[str], popularity_N: Ints) -> list[dict[str, Any]]:
+def _groups(categories: pa.DictionaryArray | None, final_NM: Codes) -> tuple[str, list[str], Ints]:
+    """What items are grouped by: category, or the first codeword where none has one; names of the groups; the group of each item."""
+    if categories is not None and any(names := categories.dictionary.to_pylist()):
+        return "category", names, categories.indices.to_numpy()
+    codes_N = final_NM[:, 0]
+    return "first codeword", [f"{code}, …" for code in range(int(codes_N.max()) + 1)], codes_N.astype(np.int64)
+
+
+def _examples(final_NM: Codes, titles: Titles, popularity_N: Ints) -> list[dict[str, Any]]:
     """Items that share the first codeword, and those that share the second too, for codewords from the fullest to the emptiest."""
     sizes = np.bincount(final_NM[:, 0])
     shared = np.flatnonzero(sizes > 1)
     shared = shared[np.argsort(-sizes[shared], kind="stable")]
     chosen = shared[np.unique(np.linspace(0, len(shared) - 1, min(_EXAMPLES, len(shared))).round().astype(np.int64))]
     by_popularity = np.argsort(-popularity_N, kind="stable")
-    return [_example(final_NM, by_popularity[final_NM[by_popularity, 0] == code], titles) for code in chosen]
+    found = [_example(final_NM, by_popularity[final_NM[by_popularity, 0] == code]) for code in chosen]
+    parts = [part for example in found for part in (example, example["deeper"]) if part]
+    names = iter(titles(np.concatenate([np.empty(0, np.int64), *(part["titles"] for part in parts)])))
+    for part in parts:
+        part["titles"] = [_shorten(next(names)) for _ in part["titles"]]
+    return found
 
 
-def _example(final_NM: Codes, members: Ints, titles: Sequence[str]) -> dict[str, Any]:
+def _example(final_NM: Codes, members: Ints) -> dict[str, Any]:
     """The items of a first codeword, the most popular first, and those of its fullest second one where it has several."""
     example: dict[str, Any] = {
         "code": str(final_NM[members[0], 0]),
         "items": len(members),
-        "titles": [_shorten(titles[item]) for item in members[:_TITLES]],
+        "titles": members[:_TITLES],
         "deeper": None,
     }
     if final_NM.shape[1] > 1:
@@ -230,8 +243,7 @@ def _example(final_NM: Codes, members: Ints, titles: Sequence[str]) -> dict[str,
         code = int(sizes.argmax())
         if sizes[code] > 1:
             below = members[final_NM[members, 1] == code]
-            deeper = [_shorten(titles[item]) for item in below[:_TITLES]]
-            example["deeper"] = {"code": str(code), "items": len(below), "titles": deeper, "more": final_NM.shape[1] > 2}
+            example["deeper"] = {"code": str(code), "items": len(below), "titles": below[:_TITLES], "more": final_NM.shape[1] > 2}
     return example
 
 

@@ -6,7 +6,7 @@ D their width, K codewords.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ Matrix = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 ROWS = 8192
+KEPT_BYTES = 64 << 20  # of rows, that a process holds in memory; where it has more, it reads them anew in each pass
 _TARGETS = 16  # clusters that a row in surplus may choose among before rows are looked at again
 BLOCK = 512  # rows of distances at a time: they stay in the processor's cache
 
@@ -55,8 +56,8 @@ class Offers:
 
     rows: Ints
     sources: Ints
-    targets: Ints
-    regrets: npt.NDArray[np.float64]
+    targets: Codes
+    regrets: Matrix
 
     @staticmethod
     def joined(found: Sequence[Offers]) -> Offers:
@@ -165,7 +166,7 @@ class Shard:
         weights_DK, offset_K = _weights(codebook)
         now = np.einsum("nd,nd->n", left, weights_DK.T[sources]) + offset_K[sources]
         listed = min(_TARGETS, len(there))
-        targets, regrets = np.empty((len(rows), listed), np.int64), np.empty((len(rows), listed))
+        targets, regrets = np.empty((len(rows), listed), np.int32), np.empty((len(rows), listed), np.float32)
         open_weights, open_offset = np.ascontiguousarray(weights_DK[:, there]), offset_K[there]
         for start in range(0, len(rows), BLOCK):
             cost = left[start : start + BLOCK] @ open_weights + open_offset
@@ -178,7 +179,7 @@ class Shard:
         order = order[first_of_each(sources[order], excess_K)]
         return Offers(rows[order], sources[order], targets[order], regrets[order])
 
-    def move(self, rows: Ints, targets: Ints) -> None:
+    def move(self, rows: Ints, targets: Codes) -> None:
         """Put rows into other clusters."""
         self._codes[rows] = targets
 
@@ -227,23 +228,16 @@ class LocalShards:
     """Shards in this process, worked on by threads; results do not depend on how many there are."""
 
     def __init__(self, rows_ND: Matrix, *, threads: int = 1, rows: int = ROWS) -> None:
-        """Cut a matrix into shards."""
+        """Cut a matrix, in memory or in a file, into shards; what is left of the rows is held in memory up to `KEPT_BYTES`."""
         parts = [rows_ND[start : start + rows] for start in range(0, len(rows_ND), rows)]
-        self._shards = [Shard(lambda part=part: part, keep=True) for part in parts]  # type: ignore[misc]
+        keep = rows_ND.nbytes <= KEPT_BYTES
+        self._shards = [Shard(lambda part=part: part, keep=keep) for part in parts]  # type: ignore[misc]
         self.sizes = np.array([len(part) for part in parts])
         self._threads, self._blas = threads, ThreadpoolController()
 
-    @classmethod
-    def reading(cls, loads: Sequence[Callable[[], Matrix]], sizes: Sequence[int], *, threads: int = 1) -> LocalShards:
-        """Shards that are read once a pass, by such functions, and have such sizes."""
-        made = cls(np.empty((0, 0), np.float32), threads=threads)
-        made._shards = [Shard(load, keep=False) for load in loads]
-        made.sizes = np.asarray(sizes)
-        return made
-
     def add_up(self, method: str, *arguments: Any) -> tuple[Any, ...]:
         """Sums over shards."""
-        return add_up(self.every(method, *arguments))
+        return add_up(self._results(method, [arguments] * len(self._shards)))
 
     def every(self, method: str, *arguments: Any) -> list[Any]:
         """The same call for all."""
@@ -255,13 +249,17 @@ class LocalShards:
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """A call for each."""
+        return list(self._results(method, arguments))
+
+    def _results(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         calls = list(zip(self._shards, arguments, strict=True))
         # The order of sums in a matrix product, and with it near ties, would change with the number of BLAS threads.
         with self._blas.limit(limits=1, user_api="blas"):
             if self._threads == 1:
-                return [getattr(shard, method)(*own) for shard, own in calls]
+                yield from (getattr(shard, method)(*own) for shard, own in calls)
+                return
             with ThreadPoolExecutor(self._threads) as pool:
-                return list(pool.map(lambda call: getattr(call[0], method)(*call[1]), calls))
+                yield from pool.map(lambda call: getattr(call[0], method)(*call[1]), calls)
 
 
 def split(rows: npt.NDArray[Any], sizes: Ints) -> list[npt.NDArray[Any]]:
@@ -279,10 +277,11 @@ def sample_rows(shards: Shards, most: int, rng: np.random.Generator) -> tuple[In
     return chosen, np.concatenate(picked)
 
 
-def add_up(results: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+def add_up(results: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     """Sums of tuples of arrays, from left to right."""
-    total = list(results[0])
-    for result in results[1:]:
+    rest = iter(results)
+    total = list(next(rest))
+    for result in rest:
         for at, value in enumerate(result):
             total[at] = total[at] + value
     return tuple(total)

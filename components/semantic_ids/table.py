@@ -24,6 +24,7 @@ def sid_hash(sids: pa.Table) -> str:
 
 def sids_table(catalogue: pa.Table, codes_NM: npt.NDArray[np.integer]) -> pa.Table:
     """The SIDS table of a catalogue's items."""
-    codes = pa.array(codes_NM.tolist(), pa.list_(pa.int32()))
+    ends = np.arange(len(codes_NM) + 1, dtype=np.int32) * codes_NM.shape[1]
+    codes = pa.ListArray.from_arrays(ends, np.ascontiguousarray(codes_NM, np.int32).ravel())
     columns = [catalogue[r.ITEM_INDEX], catalogue[r.ITEM_ID], codes, catalogue[r.POPULARITY]]
     return pa.table(columns, schema=r.SIDS)

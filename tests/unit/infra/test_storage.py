@@ -232,3 +232,25 @@ def test_uris_are_joined_by_one_slash() -> None:
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
     assert storage.hash_json({"a": 1, "b": 2}) == storage.hash_json({"b": 2, "a": 1})
     assert storage.hash_json({"a": 1}) != storage.hash_json({"a": 2})
+
+
+def test_batches_of_a_table_have_the_columns_asked_for(tmp_path: Path) -> None:
+    storage.write_table(pa.table({"a": list(range(5)), "b": ["x"] * 5}), str(tmp_path / "t.parquet"))
+    found = list(storage.read_batches(tmp_path / "t.parquet", ["a"], rows=2))
+    assert [batch.to_pydict() for batch in found] == [{"a": [0, 1]}, {"a": [2, 3]}, {"a": [4]}]
+    assert storage.count_rows(tmp_path / "t.parquet") == 5
+
+
+def test_batches_of_what_is_no_table_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    for read in (storage.count_rows, lambda path: list(storage.read_batches(path, ["a"], rows=2))):
+        with pytest.raises(IntegrityError, match="not a readable Parquet file"):
+            read(tmp_path / "t.parquet")
+        with pytest.raises(StorageError, match="does not exist"):
+            read(tmp_path / "missing.parquet")
+
+
+def test_the_start_of_a_file_is_read_alone(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "f"), b"abcdef")
+    assert storage.read_bytes(str(tmp_path / "f"), first=2) == b"ab"
+    assert storage.read_bytes(str(tmp_path / "f"), first=99) == b"abcdef"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from components.semantic_ids import blocks
+from components.semantic_ids import features as module
 from components.semantic_ids.collaborative import pmi_features, unit
 from components.semantic_ids.encoder import FeatureEncoder, TextEncoder
 from components.semantic_ids.features import ItemFeatures, item_features
 from infra.errors import DataError, ServiceError
 from infra.sections import SemanticIdConfig
+from tests.unit.components.semantic_ids.catalogues import items, written
 
 TEXTS = ["star wars", "star trek", "love story", ""]
 
@@ -28,14 +32,13 @@ def built(
 ) -> ItemFeatures:
     n_items = len(texts or embeddings or [0] * 4)
     config = SemanticIdConfig(**{"text_dim": 2, "collaborative_dim": 2, **settings})
-    return item_features(
-        texts or [""] * n_items,
-        embeddings or [None] * n_items,
-        [np.asarray(items) for items in timelines or []],
-        config,
-        item_ids=[f"item-{number}" for number in range(n_items)],
-        seed=0,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        catalogue = written(items(texts or [""] * n_items, embeddings), folder)
+        return item_features(catalogue, [np.asarray(timeline) for timeline in timelines or []], config, new=in_memory, seed=0)
+
+
+def in_memory(rows: int, width: int) -> np.ndarray:
+    return np.empty((rows, width), np.float32)
 
 
 def features(**arguments: Any) -> np.ndarray:
@@ -122,7 +125,7 @@ def test_equal_seeds_give_equal_features() -> None:
 
 EMBEDDINGS: list[list[float] | None] = [[3, 4], [0, 1], None, [5, 0]]
 TIMELINES = [[0, 1, 2], [1, 0]]
-NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS = ["trek story", "", "unheard"], [[1.0, 1.0], None, None], ["x", "y", "z"]
+NEW = items(["trek story", "", "unheard"], [[1.0, 1.0], None, None])
 
 
 def everything(collaborative: str) -> ItemFeatures:
@@ -136,31 +139,30 @@ def restored(encoder: FeatureEncoder) -> FeatureEncoder:
 
 def test_known_texts_are_encoded_as_they_were_fitted() -> None:
     found = built(texts=TEXTS)
-    np.testing.assert_array_equal(found.encoder.transform(TEXTS, [None] * 4, list("abcd")), found.features_ND)
+    np.testing.assert_array_equal(found.encoder.transform(items(TEXTS)), found.features_ND)
 
 
 def test_known_content_is_encoded_as_it_was_fitted_beside_a_signal() -> None:
     found = everything("cosine")
-    content = found.encoder.transform(TEXTS, EMBEDDINGS, list("abcd"))[:, :4]
+    content = found.encoder.transform(items(TEXTS, EMBEDDINGS))[:, :4]
     np.testing.assert_array_equal(content, found.features_ND[:, :4])
 
 
 @pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
 def test_new_items_have_features_of_the_same_width(collaborative: str) -> None:
     found = everything(collaborative)
-    assert found.encoder.transform(NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS).shape == (3, found.features_ND.shape[1])
+    assert found.encoder.transform(NEW).shape == (3, found.features_ND.shape[1])
 
 
 @pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
 def test_a_restored_encoder_gives_the_same_features(collaborative: str) -> None:
     encoder = everything(collaborative).encoder
-    expected = encoder.transform(NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS)
-    np.testing.assert_array_equal(restored(encoder).transform(NEW_TEXTS, NEW_EMBEDDINGS, NEW_IDS), expected)
+    np.testing.assert_array_equal(restored(encoder).transform(NEW), encoder.transform(NEW))
 
 
 @pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
 def test_a_new_item_without_content_has_a_zero_row(collaborative: str) -> None:
-    np.testing.assert_array_equal(everything(collaborative).encoder.transform(["", "unheard"], [None, None], ["y", "z"]), 0)
+    np.testing.assert_array_equal(everything(collaborative).encoder.transform(items(["", "unheard"])), 0)
 
 
 def test_words_are_in_the_order_of_columns() -> None:
@@ -172,21 +174,21 @@ def test_words_are_in_the_order_of_columns() -> None:
 def test_a_new_embedding_of_another_width_names_its_item() -> None:
     encoder = built(embeddings=[[1, 2], [3, 4]]).encoder
     with pytest.raises(DataError, match="1 item embeddings are not 2 wide: b"):
-        encoder.transform(["", ""], [[1, 2], [1, 2, 3]], ["a", "b"])
+        encoder.transform(items(["", ""], [[1, 2], [1, 2, 3]], ["a", "b"]))
 
 
 def test_a_new_nan_embedding_names_its_item() -> None:
     encoder = built(embeddings=[[1, 2], [3, 4]]).encoder
     with pytest.raises(DataError, match="NaN or infinity: b"):
-        encoder.transform(["", ""], [[1, 2], [1, float("nan")]], ["a", "b"])
+        encoder.transform(items(["", ""], [[1, 2], [1, float("nan")]], ["a", "b"]))
 
 
 def test_an_embedding_dimension_without_variance_does_no_harm() -> None:
     np.testing.assert_allclose(features(embeddings=[[0, 2], [0, 5]]), [[0, 1], [0, 1]])
 
 
-def test_items_without_a_feature_are_counted() -> None:
-    assert built(texts=[*TEXTS, ""]).without_features == 2
+def test_items_without_a_feature_are_told() -> None:
+    assert built(texts=[*TEXTS, ""]).without_features.tolist() == [3, 4]
 
 
 def test_equal_items_have_equal_features() -> None:
@@ -215,3 +217,23 @@ def test_an_accepted_signal_is_fitted_again_on_all_users() -> None:
 def test_the_acceptance_is_json() -> None:
     found = built(texts=TEXTS, timelines=TIMELINES)
     assert json.loads(json.dumps(found.acceptance)) == found.acceptance
+
+
+@pytest.mark.parametrize("collaborative", ["pmi", "cosine", "adapter"])
+def test_features_do_not_depend_on_the_blocks(collaborative: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = everything(collaborative)
+    monkeypatch.setattr(blocks, "ROWS", 3)
+    found = everything(collaborative)
+    np.testing.assert_array_equal(found.features_ND, whole.features_ND)
+    assert found.acceptance == whole.acceptance
+
+
+def test_workers_compute_the_features_of_one_process(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "ROWS", 2)
+    arguments: dict[str, Any] = {"texts": TEXTS, "embeddings": EMBEDDINGS, "timelines": TIMELINES}
+    np.testing.assert_allclose(features(**arguments, workers=2), features(**arguments), atol=1e-6)
+
+
+def test_text_is_fitted_on_evenly_spaced_items_where_they_are_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_TEXTS", 2)
+    assert built(texts=["star", "wars", "trek", "love"]).encoder.words() == ["star", "trek"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,8 +22,8 @@ CODEBOOKS = tuple(Codebook.free(np.array(codewords, np.float32)) for codewords i
 class Places:
     """An encoder that reads an item's place on the line from its text."""
 
-    def transform(self, texts: Sequence[str], embeddings: object, item_ids: object) -> np.ndarray:
-        return np.array([[float(text)] for text in texts], np.float32).reshape(len(texts), 1)
+    def transform(self, items: pa.Table) -> np.ndarray:
+        return np.array([[float(text)] for text in items["text"].to_pylist()], np.float32).reshape(len(items), 1)
 
 
 CODER = Coder(Places(), ResidualKMeans.frozen(CODEBOOKS))  # type: ignore[arg-type]
@@ -71,13 +69,13 @@ def test_no_room_for_the_new_items_is_told() -> None:
 
 def test_earlier_codes_go_by_item_id() -> None:
     sids = table(("a", 0), ("b", 110))
-    assert earlier_codes(sids, ["b", "new", "a"], levels=2, codes=3).tolist() == [[1, 1], [-1, -1], [0, 0]]
+    assert earlier_codes(sids, pa.array(["b", "new", "a"]), levels=2, codes=3).tolist() == [[1, 1], [-1, -1], [0, 0]]
 
 
 @pytest.mark.parametrize(("levels", "codes"), [(3, 3), (2, 1)])
 def test_an_earlier_table_of_another_shape_is_refused(levels: int, codes: int) -> None:
     with pytest.raises(DataError, match="the earlier SIDs have 2 levels of up to 2 codes") as caught:
-        earlier_codes(table(("a", 0), ("b", 110)), ["a"], levels=levels, codes=codes)
+        earlier_codes(table(("a", 0), ("b", 110)), pa.array(["a"]), levels=levels, codes=codes)
     assert caught.value.where == "semantic_ids.earlier"
 
 

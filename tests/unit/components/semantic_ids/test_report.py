@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from markupsafe import Markup
 
@@ -44,7 +45,14 @@ def section(**changes: Any) -> Markup:
         "acceptance": ACCEPTANCE,
         "limits": {"max_collision_rate": 0.5, "min_utilisation": 0.8},
     }
-    return render_section(changes.pop("stats", None) or stats(), **(parts | changes))
+    figures, parts = changes.pop("stats", None) or stats(), parts | changes
+    titles, categories = parts.pop("titles"), parts.pop("categories")
+    return render_section(
+        figures,
+        titles=lambda rows: [titles[row] for row in rows],
+        categories=None if categories is None else pa.array(categories).dictionary_encode(),
+        **parts,
+    )
 
 
 @pytest.fixture(scope="module")

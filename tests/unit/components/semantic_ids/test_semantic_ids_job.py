@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from components.semantic_ids.coder import Coder
+from components.semantic_ids import job, shards
+from components.semantic_ids.coder import FILES, Coder
 from components.semantic_ids.job import build_semantic_ids, check_limits, items_per_sid, read_codebooks, step, training_items
+from components.semantic_ids.shards import ROWS
 from infra import records as r
 from infra import storage
 from infra.config import Config, load_config
 from infra.errors import DataError, IntegrityError
 from infra.steps import Run, StepResult
+from tests.unit.components.semantic_ids.catalogues import items
 
 N_ITEMS = 12
 WORDS = ["space war", "love story", "cook book"]
@@ -140,7 +144,7 @@ def test_every_quantizer_gives_unique_sids_and_can_be_read_again(tmp_path: Path,
     build_semantic_ids(settings, sessions, str(tmp_path / "out"))
     assert len({tuple(code) for code in codes_of(tmp_path / "out")}) == N_ITEMS
     coder = Coder.read(str(tmp_path / "out"), settings.semantic_ids)
-    vectors, codes = coder.encode(["space war", ""], [None, None], ["new", "empty"])
+    vectors, codes = coder.encode(items(["space war", ""]))
     assert codes.shape == (2, 2)
     assert np.isfinite(vectors).all()
 
@@ -194,6 +198,61 @@ def test_actors_build_the_table_of_one_process(tmp_path: Path, sessions: str, ra
     build_semantic_ids(config(tmp_path, "semantic_ids.workers=2"), sessions, str(tmp_path / "many"))
     assert codes_of(tmp_path / "many") == codes_of(tmp_path / "one")
     assert not (tmp_path / "many" / "blocks").exists()
+
+
+def test_a_large_catalogue_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, width = 12 * ROWS, 256
+    folder = large_sessions(tmp_path / "sessions", rows, width)
+    monkeypatch.setattr(shards, "KEPT_BYTES", 0)
+    codes = ["semantic_ids.levels=4", "semantic_ids.codes=24", "semantic_ids.iterations=1", "semantic_ids.quantizer=rq_kmeans"]
+    beams = ["decoding.beams=[4,4,4,4]", "decoding.lambdas=[4,4,4,4]", "training.loss.train_lambdas=[4,4,4,4]"]
+    tracemalloc.start()
+    try:
+        figures = build_semantic_ids(config(tmp_path, *codes, *beams), folder, str(tmp_path / "out"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert figures["items"] == rows
+    assert peak < rows * width * 4 / 2
+
+
+def large_sessions(folder: Path, rows: int, width: int) -> str:
+    """Items with nothing but an embedding, and one short timeline of a single item."""
+    values = np.random.default_rng(0).standard_normal(rows * width, np.float32)
+    ends = pa.array(np.arange(rows + 1) * width, pa.int32())
+    blank, numbers = pa.array([""] * rows), pa.array(np.arange(rows))
+    columns = {
+        **dict.fromkeys(r.CATALOGUE.names, blank),
+        r.ITEM_INDEX: numbers.cast(pa.int32()),
+        r.ITEM_ID: numbers.cast(pa.string()),
+        r.EMBEDDING: pa.ListArray.from_arrays(ends, pa.array(values)),
+        r.POPULARITY: numbers,
+    }
+    storage.write_table(pa.table(columns, schema=r.CATALOGUE), str(folder / "catalogue.parquet"))
+    timeline = {"user_id": "u", "items": [0], "levels": [3], "timestamps": [0], "requests": [0], "phases": [r.Phase.TEST]}
+    storage.write_table(pa.Table.from_pylist([timeline], schema=r.TIMELINES), str(folder / "timelines" / "part-00000.parquet"))
+    return str(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_leaves_no_files_of_features(
+    tmp_path: Path, sessions: str, ray_cluster: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        assert list((tmp_path / "out").glob("scratch-*/*"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "sid_statistics", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build_semantic_ids(config(tmp_path, f"semantic_ids.workers={workers}"), sessions, str(tmp_path / "out"))
+    assert list((tmp_path / "out").rglob("*")) == []
+
+
+def test_nothing_but_the_results_is_left(tmp_path: Path, sessions: str) -> None:
+    build_semantic_ids(config(tmp_path), sessions, str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == sorted(
+        [*FILES, "report.html", "section.html", "sids.parquet", "stats.json"]
+    )
 
 
 def test_items_without_a_feature_are_named(tmp_path: Path, sessions: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ def test_bits_of_the_levels_add_up_to_those_of_the_sids(codes: np.ndarray) -> No
 @settings(max_examples=60, deadline=None)
 @given(TABLES)
 def test_groups_are_the_prefixes_in_their_order(codes: np.ndarray) -> None:
-    for level, groups in enumerate(prefix_groups(codes).T):
+    for level, groups in enumerate(prefix_groups(codes)):
         prefixes = [tuple(row[: level + 1]) for row in codes.tolist()]
         numbers = {prefix: number for number, prefix in enumerate(sorted(set(prefixes)))}
         assert groups.tolist() == [numbers[prefix] for prefix in prefixes]
