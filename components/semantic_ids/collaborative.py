@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from sklearn.decomposition import TruncatedSVD
 
 from components.semantic_ids.shards import ROWS, Ints, Matrix
 from infra.logs import get_logger
@@ -346,6 +345,8 @@ def unit(matrix: Matrix) -> Matrix:
 
 
 def _svd(matrix: sp.csr_matrix, dim: int, seed: int) -> Matrix:
+    from sklearn.decomposition import TruncatedSVD  # seconds that a skipped step does not need
+
     rank = min(dim, min(matrix.shape) - 1)
     if rank < 1:
         return np.asarray(matrix.toarray(), dtype=np.float32)

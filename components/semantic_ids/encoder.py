@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from components.semantic_ids.collaborative import SignalOfContent, join, unit
 from components.semantic_ids.shards import Matrix
@@ -214,11 +212,15 @@ def _refuse(count: int, names: Sequence[str], what: str, mend: str) -> None:
 
 
 def _vectorizer(words: Sequence[str] | None) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer  # seconds that a skipped step does not need
+
     return TfidfVectorizer(sublinear_tf=True, strip_accents="unicode", vocabulary=words)
 
 
 def _directions(counts: Any, dim: int, seed: int) -> Matrix:
     """components_WV of the SVD of counts_NV."""
+    from sklearn.decomposition import TruncatedSVD
+
     rank = min(dim, min(counts.shape) - 1)
     if rank < 1:  # one word or one text: the only direction there is
         row = counts[np.asarray(counts.sum(axis=1)).argmax()].toarray()
