@@ -7,19 +7,23 @@ the order of their popularity, moves to the nearest code with room: another last
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from components.semantic_ids.quantize import decode
-from components.semantic_ids.shards import Codebook, Codes, Ints, Matrix, first_of_each, squared_distances
+from components.semantic_ids.shards import Codebook, Codes, Ints, Matrix, squared_distances
+from components.semantic_ids.table import sid_numbers
 from infra.errors import DataError
 
 Prefix = tuple[int, ...]
+Order = Callable[[Ints], tuple[npt.NDArray[Any], ...]]
 _NEAR = 32  # codes that are tried before all of a level's are put in order
 _BLOCK = 4096
+_PARTS = 16
+_MOST_USED = 1 << 18  # counts at hand
 
 
 def check_capacity(n_items: int, *, levels: int, codes: int, per_sid: int) -> None:
@@ -66,12 +70,20 @@ def resolve_collisions(
     taken = np.empty((0, levels), np.int32) if taken_PM is None else taken_PM
     before = np.broadcast_to(np.int32(-1), codes_NM.shape) if before_NM is None else before_NM
     check_capacity(len(codes_NM) + len(taken), levels=levels, codes=n_codes, per_sid=capacity)
-    sids_P, sids_N = (_numbers(codes, n_codes) for codes in (taken, codes_NM))
-    order = np.lexsort((-popularity_N, (codes_NM != before).any(axis=1)))  # and ties by index
-    stays = _keepers(sids_N, order, sids_P, capacity)
-    room = _Room(np.sort(np.concatenate([sids_P, sids_N[stays]])), n_codes, levels, capacity)
+
+    def order(items: Ints) -> tuple[npt.NDArray[Any], ...]:
+        """By what items have the right to a SID, the last key first; ties go by index."""
+        return -popularity_N[items], (codes_NM[items] != before[items]).any(axis=1)
+
+    taken_P, sids_N = (sid_numbers(codes, n_codes) for codes in (taken, codes_NM))
+    stays = _keepers(sids_N, order, taken_P, n_codes**levels, capacity)
+    held = np.concatenate([taken_P, sids_N[stays]])
+    del sids_N
+    held.sort()
+    room = _Room(held, n_codes, levels, capacity)
     result = codes_NM.copy()
-    movers = order[~stays[order]]
+    movers = np.flatnonzero(~stays)
+    movers = movers[np.lexsort(order(movers))]
     returning = (codes_NM[movers, :-1] == before[movers, :-1]).all(axis=1) & (before[movers] >= 0).all(axis=1)
     for item in movers[returning].tolist():
         sid: Prefix = tuple(before[item].tolist())
@@ -85,38 +97,41 @@ def resolve_collisions(
     return result
 
 
-def _numbers(codes_NM: Codes, n_codes: int) -> Ints:
-    """SIDs as numbers, in the order of the SIDs."""
-    numbers_N = np.zeros(len(codes_NM), np.int64)
-    for codes_N in codes_NM.T:
-        numbers_N *= n_codes
-        numbers_N += codes_N
-    return numbers_N
-
-
-def _keepers(sids_N: Ints, order: Ints, taken_P: Ints, capacity: int) -> npt.NDArray[np.bool_]:
-    """Which items find room in their own SID, by rank of popularity."""
-    _, sid = np.unique(np.concatenate([taken_P, sids_N]), return_inverse=True)
-    free = np.maximum(capacity - np.bincount(sid[: len(taken_P)], minlength=sid.max() + 1 if len(sid) else 0), 0)
-    own = sid[len(taken_P) :][order]
-    by_sid = np.argsort(own, kind="stable")
+def _keepers(sids_N: Ints, order: Order, taken_P: Ints, n_sids: int, capacity: int) -> npt.NDArray[np.bool_]:
+    """Which items find room in their own SID, by rank; a part of all SIDs at a time, as sorting takes several times what it sorts."""
+    taken_P = np.sort(taken_P)
     stays = np.zeros(len(sids_N), dtype=bool)
-    stays[order[by_sid[first_of_each(own[by_sid], free)]]] = True
+    for part in range(_PARTS):
+        low, high = (n_sids * edge // _PARTS for edge in (part, part + 1))
+        items = np.flatnonzero((sids_N >= low) & (sids_N < high))
+        items = items[np.lexsort((*order(items), sids_N[items]))]
+        sids = sids_N[items]
+        there = np.searchsorted(taken_P, sids, side="right") - np.searchsorted(taken_P, sids)
+        rank = np.arange(len(sids)) - np.searchsorted(sids, sids)
+        stays[items[rank < capacity - there]] = True
     return stays
 
 
 class _Used(dict[Prefix, int]):
-    """How many items each prefix and SID holds; looked up among all where it is asked for first."""
+    """How many items each prefix and SID holds; looked up among the sorted SIDs of all where it is asked for first."""
 
     def __init__(self, sids_N: Ints, n_codes: int, levels: int) -> None:
         self._sids_N, self._n_codes, self._levels = sids_N, n_codes, levels
 
     def __missing__(self, prefix: Prefix) -> int:
+        number = 0
+        for code in prefix:
+            number = number * self._n_codes + code
         below = self._n_codes ** (self._levels - len(prefix))
-        first = functools.reduce(lambda number, code: number * self._n_codes + code, prefix, 0) * below
-        low, high = np.searchsorted(self._sids_N, np.array([first, first + below])).tolist()
-        self[prefix] = high - low
-        return self[prefix]
+        low, high = self._sids_N.searchsorted((number * below, (number + 1) * below)).tolist()
+        self[prefix] = count = high - low
+        return int(count)
+
+    def add(self, sids: list[Prefix]) -> None:
+        """Put SIDs among all, and forget what was looked up."""
+        more = np.sort(sid_numbers(np.array(sids, np.int64), self._n_codes))
+        self._sids_N = np.insert(self._sids_N, np.searchsorted(self._sids_N, more), more)
+        self.clear()
 
 
 class _Room:
@@ -125,6 +140,7 @@ class _Room:
     def __init__(self, sids_N: Ints, n_codes: int, levels: int, capacity: int) -> None:
         self.n_codes, self.levels, self.capacity = n_codes, levels, capacity
         self.used = _Used(sids_N, n_codes, levels)
+        self._taken: list[Prefix] = []
 
     def below(self, prefix: Prefix) -> bool:
         """Whether a SID with this prefix has room."""
@@ -134,6 +150,10 @@ class _Room:
         """One item more."""
         for level in range(1, len(sid) + 1):
             self.used[sid[:level]] += 1
+        self._taken.append(sid)
+        if len(self.used) > _MOST_USED:
+            self.used.add(self._taken)
+            self._taken = []
 
 
 def _place(items: Ints, result: Codes, vectors_NL: Matrix, codebooks: Sequence[Codebook], room: _Room) -> None:

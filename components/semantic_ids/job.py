@@ -54,8 +54,7 @@ def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[
     settings = config.semantic_ids
     with open_catalogue(storage.join(sessions_uri, "catalogue.parquet")) as catalogue:
         check_capacity(len(catalogue), levels=settings.levels, codes=settings.codes, per_sid=items_per_sid(settings))
-        items = catalogue.table(r.ITEM_INDEX, r.ITEM_ID, r.POPULARITY)
-        before = _earlier(settings, items[r.ITEM_ID])
+        before = _earlier(settings, catalogue)
         timelines = training_items(storage.read_table(storage.join(sessions_uri, "timelines")))
         with scratch(out_uri) as new, ray_session(config.cluster) if settings.workers else nullcontext():
             features = item_features(catalogue, timelines, settings, new=new, seed=config.seed)
@@ -63,12 +62,14 @@ def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[
             coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
             encoded = _fit(coder, features.features_ND, config, before, out_uri)
             vectors = _quantized(coder.quantizer, features.features_ND, settings, new)
-            popularity, capacity = items[r.POPULARITY].to_numpy(), items_per_sid(settings)
+            popularity, capacity = catalogue.table(r.POPULARITY)[r.POPULARITY].to_numpy(), items_per_sid(settings)
             codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=capacity, before_NM=before)
             stats = _statistics(features, timelines, encoded, codes, coder.quantizer, config)
             stats |= {} if before is None else {"churn": churn(before, codes)}
             _write_report(catalogue, features, codes, popularity, stats, settings, out_uri)
-    storage.write_table(sids_table(items, codes), storage.join(out_uri, SIDS))
+        del encoded, vectors, popularity
+        items = catalogue.table(r.ITEM_INDEX, r.ITEM_ID, r.POPULARITY)
+        storage.write_table(sids_table(items, codes), storage.join(out_uri, SIDS))
     coder.write(out_uri)
     storage.write_json(storage.join(out_uri, STATS), stats)
     return _headline(stats)
@@ -124,11 +125,11 @@ def _statistics(
     return stats | {"prefix_hit_rate": prefix_hit_rate(final_NM, pairs)}
 
 
-def _earlier(settings: SemanticIdConfig, item_ids: pa.ChunkedArray) -> Codes | None:
+def _earlier(settings: SemanticIdConfig, catalogue: Catalogue) -> Codes | None:
     if not settings.earlier:
         return None
     table = storage.read_table(storage.join(settings.earlier, SIDS))
-    return earlier_codes(table, item_ids, levels=settings.levels, codes=settings.codes)
+    return earlier_codes(table, catalogue.table(r.ITEM_ID)[r.ITEM_ID], levels=settings.levels, codes=settings.codes)
 
 
 def _write_report(

@@ -9,7 +9,7 @@ live on from pass to pass; what they leave uneven in the end is moved by least r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from components.semantic_ids.shards import Codebook, Codes, Ints, Matrix, Offers
 _SAMPLE_A_CODE = 8
 _FEW_ROWS = 16_384
 _SPLIT = 1e-3
+MOST_ROWS = 1 << 19  # of crowded clusters that are looked at together
 Progress = Callable[[int], None]
 
 
@@ -128,16 +129,26 @@ def _centroids(sums_KD: npt.NDArray[np.float64], counts_K: Ints, otherwise_KD: M
 
 def _raises(shards: Shards, counts_K: Ints) -> Matrix:
     """What crowded codewords' prices rise by: the largest of the surplus' slacks, so that they prefer their second choice."""
-    excess_K = np.maximum(counts_K - -(-counts_K.sum() // len(counts_K)), 0)
-    found = shards.every("smallest_slacks", excess_K)
-    clusters = np.concatenate([part[0] for part in found])
-    slacks = np.concatenate([part[1] for part in found])
-    order = np.lexsort((slacks, clusters))
-    clusters, slacks = clusters[order], slacks[order]
-    kept = first_of_each(clusters, excess_K)
     raises = np.zeros(len(counts_K), np.float32)
-    np.maximum.at(raises, clusters[kept], slacks[kept])
+    for excess_K in _portions(np.maximum(counts_K - -(-counts_K.sum() // len(counts_K)), 0), counts_K):
+        found = shards.every("smallest_slacks", excess_K)
+        clusters = np.concatenate([part[0] for part in found])
+        slacks = np.concatenate([part[1] for part in found])
+        order = np.lexsort((slacks, clusters))
+        clusters, slacks = clusters[order], slacks[order]
+        kept = first_of_each(clusters, excess_K)
+        np.maximum.at(raises, clusters[kept], slacks[kept])
     return raises
+
+
+def _portions(excess_K: Ints, counts_K: Ints) -> Iterator[Ints]:
+    """The excess of some crowded clusters after the other: of so many that their rows are `MOST_ROWS` or a cluster's."""
+    crowded = np.flatnonzero(excess_K)
+    portion = np.cumsum(counts_K[crowded]) // MOST_ROWS
+    for number in np.unique(portion) if len(crowded) else [0]:
+        own_K = np.zeros_like(excess_K)
+        own_K[crowded[portion == number]] = excess_K[crowded[portion == number]]
+        yield own_K
 
 
 def capacities(counts_K: Ints) -> Ints:
@@ -158,7 +169,8 @@ def _settled(shards: Shards, codebook: Codebook) -> Codebook:
     _, counts_K = shards.add_up("sums", n_codes)
     sizes_K = capacities(counts_K)
     while (counts_K > sizes_K).any():
-        found: list[Offers] = shards.every("offers", codebook, np.maximum(counts_K - sizes_K, 0), np.maximum(sizes_K - counts_K, 0))
+        excess_K = next(_portions(np.maximum(counts_K - sizes_K, 0), counts_K))
+        found: list[Offers] = shards.every("offers", codebook, excess_K, np.maximum(sizes_K - counts_K, 0))
         lengths = np.array([len(offers.rows) for offers in found])
         offers = Offers.joined(found)
         del found  # where many rows have to move, all their offers once more would be much

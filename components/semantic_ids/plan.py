@@ -1,14 +1,19 @@
-"""What a catalogue takes before it is quantized: passes over the items, memory, arithmetic."""
+"""What a catalogue takes before it is quantized: passes over the items, memory, files, arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from components.semantic_ids.kmeans import sample_size
+from components.semantic_ids.kmeans import MOST_ROWS, sample_size
 from components.semantic_ids.shards import BLOCK, KEPT_BYTES, ROWS
 from infra.sections import SemanticIdConfig
 
 _FLOAT, _MIB = 4, 2**20
+_READING = 64 << 20  # buffers of Parquet
+_BLOCKS = 8  # of features under way: read, scaled, weighted, joined
+_A_MOVE = 400  # bytes of a row that balance may move: where to, at what cost
+_AN_ITEM, _A_CODE = 40, 12  # bytes: id or sorted SID, popularity; codes of the fit, codes found, codes without collisions
+_SVDS = {"pmi": 5, "cosine": 6, "adapter": 6}  # matrices of the width `collaborative_dim` at a time
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,12 @@ class Plan:
         passes: over all items; each is one matrix product with the codewords. Balanced levels end with a few passes more over the
             items of crowded codewords, and many where very many items are exactly alike.
         shard_rows: items that are in memory at a time, a worker.
-        worker_bytes: of a worker: its shard twice, distances, codes, partial sums; or all its shards, where those are kept.
-        driver_bytes: of who leads: the features, which it joins and hands out, codebooks, sums of each worker, codes.
+        worker_bytes: of a worker: its shard twice, distances, codes, partial sums; or all its shards, where those are kept. Without
+            `workers`, of the process that leads, beside the next.
+        driver_bytes: of who leads: a few blocks of features, codebooks, sums of each worker, rows that balance moves, ids and codes.
+            Not the vocabulary of TF-IDF and the timelines.
+        signal_bytes: of who leads, while a collaborative signal is fitted to timelines; 0 if none is asked for.
+        file_bytes: while this runs: features, without the signal too where there is one, and once more for the workers.
         read_bytes: by all workers together, over all passes.
         tera_operations: multiplications and additions.
     """
@@ -29,6 +38,8 @@ class Plan:
     shard_rows: int
     worker_bytes: int
     driver_bytes: int
+    signal_bytes: int
+    file_bytes: int
     read_bytes: int
     tera_operations: float
 
@@ -37,9 +48,11 @@ class Plan:
         return [
             ("passes over the items", f"{self.passes:,}"),
             ("items in memory at a time, a worker", f"{self.shard_rows:,}"),
-            ("memory of a worker", f"{self.worker_bytes / _MIB:,.0f} MiB"),
-            ("memory of the driver: features and codebooks", f"{self.driver_bytes / _MIB:,.0f} MiB"),
-            ("read by all workers, all passes", f"{self.read_bytes / _MIB:,.0f} MiB"),
+            ("memory of a worker", _mib(self.worker_bytes)),
+            ("memory of the driver: blocks, codes, ids", _mib(self.driver_bytes)),
+            ("memory of the driver for a collaborative signal", _mib(self.signal_bytes)),
+            ("files of features while it runs", _mib(self.file_bytes)),
+            ("read by all workers, all passes", _mib(self.read_bytes)),
             ("arithmetic", f"{self.tera_operations:,.1f} TFLOP"),
         ]
 
@@ -49,16 +62,25 @@ def plan_of(items: int, width: int, settings: SemanticIdConfig) -> Plan:
 
     Args:
         items: N.
-        width: D.
-        settings: levels, codes, iterations, workers.
+        width: D, with the signal.
+        settings: levels, codes, iterations, workers, the collaborative signal.
     """
     workers, codes, levels = max(settings.workers, 1), settings.codes, settings.levels
     passes = levels * (settings.iterations + 2)  # one draws the sample that codewords start from, one assigns in the end
     shard_rows = min(items, ROWS)
     own = -(-items // workers)
-    kept = not settings.workers or own * width * _FLOAT <= KEPT_BYTES
+    kept = own * width * _FLOAT <= KEPT_BYTES
     rows = own if kept else 2 * shard_rows
     worker = _FLOAT * (rows * width + own * (levels + 2) + BLOCK * codes + 3 * codes * width)
-    driver = _FLOAT * (items * (width + levels) + codes * width * (levels + 2 * workers) + sample_size(items, codes) * width)
+    fitting = codes * width * (levels + 2 * workers) + sample_size(items, codes) * width
+    moves = _A_MOVE * min(items, MOST_ROWS)
+    driver = _READING + _FLOAT * (_BLOCKS * shard_rows * width + fitting) + moves + items * (_AN_ITEM + _A_CODE * levels)
+    with_signal = settings.collaborative_weight > 0
+    signal = _SVDS[settings.collaborative] * items * settings.collaborative_dim * _FLOAT if with_signal else 0
+    files = items * width * _FLOAT * (1 + with_signal + (settings.workers > 0))
     read = 0 if kept else passes * items * width * _FLOAT
-    return Plan(passes, shard_rows, worker, driver, read, 2e-12 * passes * items * codes * width)
+    return Plan(passes, shard_rows, worker, driver, signal, files, read, 2e-12 * passes * items * codes * width)
+
+
+def _mib(count: int) -> str:
+    return f"{count / _MIB:,.0f} MiB"

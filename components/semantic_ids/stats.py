@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from components.semantic_ids.quantize import Quantizer
 from components.semantic_ids.shards import ROWS, Codes, Ints, Matrix
+from components.semantic_ids.table import run_lengths, sid_numbers
 
 
 def sid_statistics(features_ND: Matrix, encoded_NM: Codes, final_NM: Codes, quantizer: Quantizer) -> dict[str, Any]:
@@ -34,8 +35,7 @@ def sid_statistics(features_ND: Matrix, encoded_NM: Codes, final_NM: Codes, quan
         hourglass of residual quantization (arXiv:2407.21488).
     """
     joint, sizes = [0.0], np.empty(0, np.int64)
-    for groups_N in prefix_groups(final_NM):
-        sizes = np.bincount(groups_N)
+    for sizes in prefix_sizes(final_NM):
         joint.append(entropy(sizes))
     levels = [
         level_statistics(np.bincount(codes_N, minlength=len(book.codewords_KD)))
@@ -75,10 +75,11 @@ def prefix_hit_rate(codes_NM: Codes, pairs_P2: npt.NDArray[np.integer]) -> dict[
     rates: list[float | None] = []
     popular: list[float | None] = []
     chance: list[float] = []
-    for groups_N in prefix_groups(codes_NM):
-        sizes = np.bincount(groups_N).astype(np.float64)
-        ends = np.bincount(groups_N[left], minlength=len(sizes)) + np.bincount(groups_N[right], minlength=len(sizes))
-        rates.append(float((groups_N[left] == groups_N[right]).mean()) if len(left) else None)
+    for level, counts in enumerate(prefix_sizes(codes_NM)):
+        sizes = counts.astype(np.float64)
+        prefixes = codes_NM[left, : level + 1], codes_NM[right, : level + 1]
+        _, ends = np.unique(np.concatenate(prefixes), axis=0, return_counts=True)
+        rates.append(float((prefixes[0] == prefixes[1]).all(axis=1).mean()) if len(left) else None)
         chance.append(float((sizes * (sizes - 1)).sum() / max(len(codes_NM) * (len(codes_NM) - 1), 1)))
         popular.append(float((ends.astype(np.float64) ** 2).sum() / (2 * len(left)) ** 2) if len(left) else None)
     return {"pairs": len(left), "rates": rates, "chance": chance, "chance_popular": popular}
@@ -123,19 +124,17 @@ def gini(counts: npt.NDArray[np.integer]) -> float:
 
 def bucket_sizes(codes_NM: Codes) -> Ints:
     """Items of each SID that is used, in the order of the SIDs."""
-    *_, groups_N = prefix_groups(codes_NM)
-    return np.bincount(groups_N).astype(np.int64)
+    *_, sizes = prefix_sizes(codes_NM)
+    return sizes
 
 
-def prefix_groups(codes_NM: Codes) -> Iterator[Ints]:
-    """groups_N, level by level: a number for the first codeword, the first two, ... of each item, without gaps and in the order of
-    the prefixes.
-    """
-    groups_N = np.zeros(len(codes_NM), np.int64)
-    for codes_N in codes_NM.T:
-        # Numbers stay below N, so that the product fits whatever the number of levels.
-        _, groups_N = np.unique(groups_N * (int(codes_N.max()) + 1) + codes_N, return_inverse=True)
-        yield groups_N
+def prefix_sizes(codes_NM: Codes) -> Iterator[Ints]:
+    """Level by level, the items of each prefix that is used, in the order of the prefixes."""
+    n_codes, levels = int(codes_NM.max()) + 1, codes_NM.shape[1]
+    numbers_N = sid_numbers(codes_NM, n_codes)
+    numbers_N.sort()
+    for level in range(levels):
+        yield run_lengths(numbers_N // n_codes ** (levels - 1 - level))
 
 
 def _collision_rate(sizes: Ints) -> float:
@@ -148,7 +147,8 @@ def _duplicates(vectors_NL: Matrix) -> int:
     for start in range(0, len(vectors_NL), ROWS):
         rows = np.ascontiguousarray(vectors_NL[start : start + ROWS]) + 0.0  # -0.0 becomes 0.0
         hashes_N[start : start + ROWS] = np.frombuffer(b"".join(blake2b(row, digest_size=8).digest() for row in rows), np.uint64)
-    _, counts = np.unique(hashes_N, return_counts=True)
+    hashes_N.sort()
+    counts = run_lengths(hashes_N)
     return int(counts[counts > 1].sum())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -15,6 +17,22 @@ def codes_of(sids: pa.Table) -> npt.NDArray[np.int32]:
     order = np.argsort(sids[r.ITEM_INDEX].to_numpy(), kind="stable")
     codes = sids[r.CODES].combine_chunks()
     return np.asarray(codes.flatten().to_numpy().reshape(len(codes), -1)[order], dtype=np.int32)
+
+
+def sid_numbers(codes_NM: npt.NDArray[np.integer], n_codes: int) -> npt.NDArray[np.int64]:
+    """SIDs as numbers of base `n_codes`, in the order of the SIDs; `codes` and `levels` of the settings leave room for them."""
+    numbers_N = np.zeros(len(codes_NM), np.int64)
+    for codes_N in codes_NM.T:
+        numbers_N *= n_codes
+        numbers_N += codes_N
+    return numbers_N
+
+
+def run_lengths(sorted_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """How often each value occurs in something sorted, in that order."""
+    changes = np.ones(len(sorted_N) + 1, np.bool_)
+    np.not_equal(sorted_N[1:], sorted_N[:-1], out=changes[1:-1])
+    return np.diff(np.flatnonzero(changes))
 
 
 def sid_hash(sids: pa.Table) -> str:

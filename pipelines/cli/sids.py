@@ -111,7 +111,7 @@ def plan(
     overrides: Overrides = None,
     dry_run: DryRun = False,  # noqa: ARG001 - it only calculates
 ) -> None:
-    """Say what a catalogue of this size takes: passes, memory of a worker and of the driver, arithmetic.
+    """Say what a catalogue of this size takes: passes, memory of a worker and of the driver, files, arithmetic.
 
     Example: `rankgr sids plan --count 10000000 --dims 64 --set semantic_ids.workers=8 --set semantic_ids.codes=4096`
     """

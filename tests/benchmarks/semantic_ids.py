@@ -5,7 +5,8 @@
 2. Balanced clusters of 20,000 vectors, 256 codewords, 10 passes: `k-means-constrained`, which solves a minimum-cost flow a pass,
    at a size that it can finish.
 3. Cost by number of items (10,000 to 1,000,000), with collisions resolved.
-4. `--simulate`: 10,000,000 vectors that are made anew in each pass, as shards that do not fit into memory are read.
+4. `--simulate [ITEMS]`: vectors in a file, by default of 10,000,000 items, and with a few blocks in memory the fit of three levels,
+   collisions and statistics: time, passes and memory beside what `rankgr sids plan` says.
 
 Inertia is the sum of squared distances to the codewords, everywhere computed here. Threads (`--threads`) hold for all sides alike.
 """
@@ -13,20 +14,29 @@ Inertia is the sum of squared distances to the codewords, everywhere computed he
 from __future__ import annotations
 
 import argparse
-import resource
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
+import psutil
 from k_means_constrained import KMeansConstrained
 from threadpoolctl import threadpool_limits
 
+from components.semantic_ids.blocks import filled, scratch
 from components.semantic_ids.collisions import resolve_collisions
 from components.semantic_ids.kmeans import fit_codebook
+from components.semantic_ids.plan import plan_of
 from components.semantic_ids.quantize import ResidualKMeans
-from components.semantic_ids.shards import LocalShards, Matrix
+from components.semantic_ids.shards import ROWS, LocalShards, Matrix
+from components.semantic_ids.stats import sid_statistics
+from infra.sections import SemanticIdConfig
 from tests.benchmarks.timing import Side, announce, clock_for, console, finish, interleave, milliseconds, parse, table, times
 
 WIDTH = 64
@@ -158,18 +168,70 @@ def by_items(counts: list[int], codes: int, *, threads: int) -> float:
     return max(costs) / min(costs)
 
 
-def simulate(rows: int, codes: int, *, iterations: int, threads: int) -> None:
-    """A level of a catalogue that is never in memory as a whole: seconds a pass and the memory that it took."""
-    block = 65_536
-    sizes = [min(block, rows - start) for start in range(0, rows, block)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    shards = LocalShards.reading([lambda n=n, i=i: mixture(n, seed=i) for i, n in enumerate(sizes)], sizes, threads=threads)  # type: ignore[misc]
-    start = time.perf_counter()
-    fit_codebook(shards, codes, iterations=iterations, seed=0, balanced=True, tell=lambda n: console.print(f"pass {n + 1} of {iterations}"))
-    seconds = time.perf_counter() - start
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    rows_shown = [[f"{rows:,}", f"{rows * WIDTH * 4 / 2**20:,.0f} MiB", f"{grown:,.0f} MiB", str(iterations + 2), f"{seconds:,.0f} s"]]
-    table(f"Simulated, width {WIDTH}, {codes:,} balanced codewords", ["items", "vectors", "memory used", "passes", "time"], rows_shown)
+class Counting(LocalShards):
+    """Counts passes."""
+
+    def __init__(self, rows_ND: Matrix, *, threads: int) -> None:
+        super().__init__(rows_ND, threads=threads)
+        self.calls = Counter[str]()
+
+    def _results(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        self.calls[method] += 1
+        return super()._results(method, arguments)
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Inside, and afterwards, the one entry is by how many bytes this process has grown at most; pages of files do not count."""
+    process, grown, stop = psutil.Process(), [0], threading.Event()
+
+    def anonymous() -> int:
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+
+    def watch(before: int) -> None:
+        while not stop.wait(0.02):
+            grown[0] = max(grown[0], anonymous() - before)
+
+    watcher = threading.Thread(target=watch, args=(anonymous(),), daemon=True)
+    watcher.start()
+    try:
+        yield grown
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def simulate(rows: int, codes: int, *, levels: int, iterations: int, threads: int) -> None:
+    """A catalogue's vectors in a file, and all that follows: what the plan says, and what was measured."""
+    settings = SemanticIdConfig(levels=levels, codes=codes, iterations=iterations, collaborative_weight=0)
+    table(f"Plan: {rows:,} x {WIDTH}, {levels} x {codes:,} balanced codewords", ["", ""], plan_of(rows, WIDTH, settings).rows())
+    shown, start = list[list[str]](), time.perf_counter()
+
+    def took(name: str) -> None:
+        nonlocal start
+        shown.append([name, f"{time.perf_counter() - start:,.0f} s", f"{grown[0] / 2**20:,.0f} MiB"])
+        console.print(*shown[-1], highlight=False)
+        start = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder, scratch(folder) as new, peak_memory() as grown:
+        vectors = filled(new, rows, (mixture(min(ROWS, rows - first), seed=first) for first in range(0, rows, ROWS)))
+        took("vectors, into a file")
+        shards, quantizer = Counting(vectors, threads=threads), ResidualKMeans(levels, codes, iterations, balanced=True)
+        found = quantizer.fit(shards)
+        took("fit")
+        popularity = np.random.default_rng(0).permutation(rows)
+        final = resolve_collisions(found, vectors, quantizer.codebooks, popularity, capacity=1)
+        took("collisions")
+        stats = sid_statistics(vectors, found, final, quantizer)
+        took("statistics")
+    table("Measured", ["", "time", "memory so far"], shown)
+    passes, more = (sum(shards.calls[name] for name in names) for names in (("pick", "assign"), ("sums", "offers")))
+    told = (
+        f"{passes} passes and {more} that settle balanced levels; collision rate {stats['collision_rate_before']:.4f}, "
+        f"{stats['moved']:,} items moved, then {stats['collision_rate']:.4f}"
+    )
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _timed(sides: dict[str, Callable[[], Fit]], fits: dict[str, Fit], rounds: int) -> dict[str, float]:
@@ -182,7 +244,15 @@ def _timed(sides: dict[str, Callable[[], Fit]], fits: dict[str, Fit], rounds: in
 
 
 def _extra(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--simulate", action="store_true", help="10,000,000 items too (a quarter of an hour)")
+    parser.add_argument(
+        "--simulate",
+        type=int,
+        nargs="?",
+        const=10_000_000,
+        default=0,
+        metavar="ITEMS",
+        help="a large catalogue too, by default of 10,000,000",
+    )
 
 
 def main() -> None:
@@ -198,7 +268,7 @@ def main() -> None:
         constrained = against_flow(*((5000, 64) if quick else (20_000, 256)))
         growth = by_items([10_000, 30_000] if quick else [10_000, 100_000, 1_000_000], 256, threads=threads)
         if arguments.simulate:
-            simulate(10_000_000, 1024, iterations=5, threads=threads)
+            simulate(arguments.simulate, 1024, levels=3, iterations=5, threads=threads)
     result = {
         "bench": "semantic_ids",
         "balanced_vs_constrained": constrained,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.semantic_ids import collisions
 from components.semantic_ids.collisions import check_capacity, resolve_collisions
 from components.semantic_ids.quantize import encode
 from components.semantic_ids.shards import Codebook
@@ -115,3 +116,15 @@ def test_an_earlier_sid_below_the_same_prefix_is_kept() -> None:
     before = np.array([[1, 2], [1, 1]], np.int32)  # the less popular one had the code that both are nearest to
     codes = resolve_collisions(encode(vectors, CODEBOOKS), vectors, CODEBOOKS, np.array([9, 1]), capacity=1, before_NM=before)
     assert codes.tolist() == before.tolist()
+
+
+def test_counts_that_are_forgotten_are_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    codebooks = [Codebook.free(rng.normal(size=(8, 3)).astype(np.float32)) for _ in range(3)]
+    vectors = np.repeat(rng.normal(size=(40, 3)).astype(np.float32), 10, axis=0)
+    arguments = encode(vectors, codebooks), vectors, codebooks, np.arange(400)
+    expected = resolve_collisions(*arguments, capacity=1)
+    assert len(np.unique(expected, axis=0)) == 400
+    monkeypatch.setattr(collisions, "_MOST_USED", 5)
+    monkeypatch.setattr(collisions, "_PARTS", 3)
+    np.testing.assert_array_equal(resolve_collisions(*arguments, capacity=1), expected)

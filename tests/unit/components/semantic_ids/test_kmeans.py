@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.semantic_ids import kmeans
 from components.semantic_ids.kmeans import capacities, fit_codebook
 from components.semantic_ids.shards import Codebook, LocalShards, first_of_each, nearest
 
@@ -124,6 +125,16 @@ def test_rows_that_are_all_alike_are_dealt_out_in_few_passes() -> None:
     shards = Counting(rows)
     fit_codebook(shards, 64, iterations=3, seed=0, balanced=True)
     assert shards.calls["offers"] <= 64 / 16 + 2
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_crowded_clusters_a_few_at_a_time_end_even_at_about_the_same_cost(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = vectors(2000, 8)
+    together, codebook = fitted(rows, 32, balanced=True)
+    monkeypatch.setattr(kmeans, "MOST_ROWS", most)
+    codes, other = fitted(rows, 32, balanced=True)
+    assert np.ptp(np.bincount(codes)) <= 1
+    assert inertia(rows, codes, other.codewords_KD) <= 1.03 * inertia(rows, together, codebook.codewords_KD)
 
 
 def test_earlier_codes_are_where_clusters_start() -> None:

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from components.semantic_ids import stats
 from components.semantic_ids.quantize import ResidualKMeans
 from components.semantic_ids.shards import Codebook
-from components.semantic_ids.stats import bucket_sizes, entropy, gini, prefix_groups, prefix_hit_rate, sid_statistics
+from components.semantic_ids.stats import bucket_sizes, entropy, gini, prefix_hit_rate, prefix_sizes, sid_statistics
 
 CODEBOOKS = (
     Codebook.free(np.array([[0.0], [10.0], [20.0], [30.0]], dtype=np.float32)),
@@ -120,11 +120,10 @@ def test_bits_of_the_levels_add_up_to_those_of_the_sids(codes: np.ndarray) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(TABLES)
-def test_groups_are_the_prefixes_in_their_order(codes: np.ndarray) -> None:
-    for level, groups in enumerate(prefix_groups(codes)):
-        prefixes = [tuple(row[: level + 1]) for row in codes.tolist()]
-        numbers = {prefix: number for number, prefix in enumerate(sorted(set(prefixes)))}
-        assert groups.tolist() == [numbers[prefix] for prefix in prefixes]
+def test_sizes_are_those_of_the_prefixes_in_their_order(codes: np.ndarray) -> None:
+    for level, sizes in enumerate(prefix_sizes(codes)):
+        counts = Counter(tuple(row[: level + 1]) for row in codes.tolist())
+        assert sizes.tolist() == [counts[prefix] for prefix in sorted(counts)]
 
 
 def test_prefix_hit_rate_by_hand() -> None:
