@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infra.credentials import SecretRef
+
 FeedbackLevel = Annotated[int, Field(ge=1, le=4)]
 
 
@@ -296,6 +298,12 @@ class SlateStoreConfig(Section):
     """redis:// or rediss:// URL; empty: RANKGR_REDIS_URL, else a Valkey of our own in the workspace."""
     prefix: str = "rankgr"
     """First part of every key; tenants have different ones."""
+    username: SecretRef = ""
+    """User of Redis' access rules, as `env:NAME` or `file:PATH`; resolved by each process that connects."""
+    password: SecretRef = ""
+    """Password, in the same way; neither is needed where the URL holds them."""
+    ca_file: str = ""
+    """Certificate authority of a rediss:// server; empty: those of the system."""
     ttl_hours: float = Field(72.0, gt=0)
     keep_versions: int = Field(2, ge=1)
 
@@ -313,8 +321,9 @@ class ServingConfig(Section):
     """How long a precompute replica waits for more users before it computes."""
     precompute_actors: int = Field(2, ge=1)
     """Ray Data actors of the batch job that fills the slate store."""
-    allow_remote: bool = False
-    """Let `host` be other than the loopback interface, although requests carry no token yet."""
+    tokens: list[Annotated[SecretRef, Field(min_length=1)]] = []
+    """Tokens that requests which may change something must bring, as `env:NAME` or `file:PATH`: several while one replaces another.
+    Empty asks for none, which only the loopback interface may."""
 
 
 class ClusterConfig(Section):

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
@@ -31,46 +30,15 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from infra.errors import ConfigError, IntegrityError, ServiceError
+from infra.errors import IntegrityError, ServiceError
+from infra.redis_client import access_of, client_options, service_error, url_error, without_password
+from infra.sections import SlateStoreConfig
 from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
 
 __all__ = ["AsyncSlateReader", "Slate", "SlateStore", "UserHistory", "without_password"]
 
 T = TypeVar("T")
 _READ_ATTEMPTS = 5
-_UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
-
-
-def without_password(url: str) -> str:
-    """A Redis URL fit for logs and messages: no user, password or query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _service_error(error: redis.RedisError, url: str) -> ServiceError:
-    where = without_password(url)
-    if isinstance(error, redis.AuthenticationError):
-        return ServiceError("Redis refused the password", where=where, mend="check user and password in slate_store.url")
-    if isinstance(error, _UNAVAILABLE):
-        return ServiceError("Redis does not answer", where=where, mend="start it, or check slate_store.url and RANKGR_REDIS_URL")
-    return ServiceError(f"Redis refused a command: {error}", where=where, mend="check its memory limit, role and access rules")
-
-
-def _client_options(retry: Any, timeout_s: float) -> dict[str, Any]:
-    return {
-        "retry": retry,
-        "retry_on_error": [*_UNAVAILABLE, redis.BusyLoadingError],
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        "socket_keepalive": True,
-    }
-
-
-def _url_error(url: str) -> ConfigError:
-    return ConfigError("slate_store.url is not a Redis URL", where=without_password(url), mend="write redis://HOST:PORT/DB")
 
 
 class SlateStore:
@@ -81,19 +49,28 @@ class SlateStore:
         prefix: first part of every key.
         ttl_hours: life of a slate; up to a tenth is added at random, so that they do not expire all at once.
         keep_versions: newest versions that `drop_old` keeps besides the active one.
+        access: options of the client, see `infra.redis_client.access_of`.
 
     Raises:
         ConfigError: URL or prefix are not usable.
         ServiceError: by every method, when Redis does not answer after a few retries with back-off.
     """
 
-    def __init__(self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, keep_versions: int = 2) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, keep_versions: int = 2, access: Mapping[str, Any] | None = None
+    ) -> None:
         self.url, self.keys, self._keep = url, Keys(prefix), keep_versions
         self._ttl_ms = int(ttl_hours * 3_600_000)
+        options = client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0, access)
         try:
-            self._redis: Any = redis.Redis.from_url(url, **_client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0))
+            self._redis: Any = redis.Redis.from_url(url, **options)
         except ValueError:
-            raise _url_error(url) from None  # its message may quote the password
+            raise url_error(url) from None  # its message may quote the password
+
+    @classmethod
+    def of(cls, config: SlateStoreConfig, url: str) -> Self:
+        """The store of the settings, at a URL."""
+        return cls(url, prefix=config.prefix, ttl_hours=config.ttl_hours, keep_versions=config.keep_versions, access=access_of(config, url))
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +87,7 @@ class SlateStore:
         try:
             yield
         except redis.RedisError as error:
-            raise _service_error(error, self.url) from error
+            raise service_error(error, self.url) from error
 
     def ping(self) -> None:
         """Raise `ServiceError` unless Redis answers."""
@@ -253,20 +230,28 @@ class AsyncSlateReader:
         prefix: first part of every key.
         ttl_hours: life of a slate that `put` writes.
         timeout_s: limit of one attempt to connect or to get an answer.
+        access: options of the client, see `infra.redis_client.access_of`.
 
     Raises:
         ConfigError: URL or prefix are not usable.
         ServiceError: by every method, when Redis does not answer.
     """
 
-    def __init__(self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5) -> None:
+    def __init__(
+        self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5, access: Mapping[str, Any] | None = None
+    ) -> None:
         self.url, self.keys, self._ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
         self._known: str | None = None
         retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
         try:
-            self._redis: Any = redis.asyncio.Redis.from_url(url, **_client_options(retry, timeout_s))
+            self._redis: Any = redis.asyncio.Redis.from_url(url, **client_options(retry, timeout_s, access))
         except ValueError:
-            raise _url_error(url) from None  # its message may quote the password
+            raise url_error(url) from None  # its message may quote the password
+
+    @classmethod
+    def of(cls, config: SlateStoreConfig, url: str) -> Self:
+        """The reader of the settings, at a URL."""
+        return cls(url, prefix=config.prefix, ttl_hours=config.ttl_hours, access=access_of(config, url))
 
     async def __aenter__(self) -> Self:
         return self
@@ -283,7 +268,7 @@ class AsyncSlateReader:
         try:
             yield
         except redis.RedisError as error:
-            raise _service_error(error, self.url) from error
+            raise service_error(error, self.url) from error
 
     async def active_version(self) -> str | None:
         """The version that readers see."""

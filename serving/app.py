@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ import httpx
 from components.precompute.job import Loader, load_bundle
 from infra.cluster import quiet_ray
 from infra.config import Config
-from infra.errors import ConfigError, ServiceError
+from infra.errors import ServiceError
 from infra.local import free_port, require_port
 from infra.logs import get_logger
+from serving.auth import token_digests
 from serving.ingress import Ingress
 from serving.precompute import Precompute
 
@@ -57,7 +57,7 @@ def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version
         num_replicas=settings.retrieval_replicas,
         ray_actor_options=options,
         max_ongoing_requests=1000,
-    ).bind(config_json, bundle_uri, redis_url, version, model)
+    ).bind(config_json, bundle_uri, redis_url, version, model, token_digests(settings))
 
 
 @contextmanager
@@ -81,13 +81,13 @@ def start(
         ends_with_cluster: do not wait for replicas to leave one by one, since the caller ends the whole cluster.
 
     Raises:
-        ConfigError: the host is not the loopback interface and `serving.allow_remote` is not set.
+        ConfigError: the host is not the loopback interface and no token is configured.
         ServiceError: the port is taken, or the application does not become ready.
     """
     from ray import serve
 
     host, port = config.serving.host, config.serving.port
-    _check_host(config)
+    token_digests(config.serving)  # what is wrong with them is said before Ray is asked for anything
     if port:
         require_port(host, port, setting="serving.port")
     port = port or free_port(host)
@@ -131,27 +131,6 @@ def _wait_until_ready(url: str) -> None:
     raise ServiceError(
         f"the application is not ready after {_READY_S:.0f} s", where=url, mend="free CPU slots of the cluster (cluster.cpus)"
     )
-
-
-def _check_host(config: Config) -> None:
-    host = config.serving.host
-    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
-        return
-    if not config.serving.allow_remote:
-        raise ConfigError(
-            f"serving.host {host!r} opens the service to other machines, and requests carry no token yet",
-            where="serving.host",
-            mend="serve on 127.0.0.1 behind a gateway, or --set serving.allow_remote=true",
-        )
-    get_logger("serving").warning("open to other machines without a token: anyone who reaches the port can ask", host=host)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _reachable(host: str) -> str:

@@ -34,8 +34,7 @@ class Precompute:
         self.bundle = loader(bundle_uri)
         self.recommender = self.bundle.recommender()
         self.index = {item_id: index for index, item_id in enumerate(self.bundle.item_ids)}
-        store = self.config.slate_store
-        self.reader = AsyncSlateReader(redis_url, prefix=store.prefix, ttl_hours=store.ttl_hours)
+        self.reader = AsyncSlateReader.of(self.config.slate_store, redis_url)
         self.log = get_logger("precompute")
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)  # replicas share the cores; more of them come by autoscaling

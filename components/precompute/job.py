@@ -110,12 +110,7 @@ def precompute(
     users = sum(one["rows"] for one in slices)
     catalogue = Catalogue(bundle_uri)
     started = time.monotonic()
-    with SlateStore(
-        redis_url,
-        prefix=config.slate_store.prefix,
-        ttl_hours=config.slate_store.ttl_hours,
-        keep_versions=config.slate_store.keep_versions,
-    ) as store:
+    with SlateStore.of(config.slate_store, redis_url) as store:
         store.ping()
         settings = {"config_json": config.to_json(), "bundle_uri": bundle_uri, "redis_url": redis_url, "version": version, "loader": loader}
         published = 0
@@ -212,7 +207,7 @@ class Publisher:
     @cached_property
     def store(self) -> SlateStore:
         """Where the slates go."""
-        return SlateStore(self.redis_url, prefix=self.config.slate_store.prefix, ttl_hours=self.config.slate_store.ttl_hours)
+        return SlateStore.of(self.config.slate_store, self.redis_url)
 
     @lru_cache(maxsize=1)  # noqa: B019 - an actor lives as long as the job
     def _shard(self, uri: str) -> pa.Table:
@@ -252,7 +247,7 @@ def step(run: Run, sessions: str, release: str) -> StepResult:
     bundle_uri, version = storage.join(release, "bundle"), str(storage.open_committed(release, verify=False).metadata["version"])
     config = with_bundle_settings(run.config, bundle_uri)
     redis_url = _redis_url(config)
-    with SlateStore(redis_url, prefix=config.slate_store.prefix) as store:
+    with SlateStore.of(config.slate_store, redis_url) as store:
         is_active = store.active_version() == version and store.count(version) >= (store.users(version) or 1)
 
     def work(_: str) -> dict[str, Any]:

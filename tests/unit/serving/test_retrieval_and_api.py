@@ -15,7 +15,7 @@ from infra.catalogue import Catalogue
 from infra.errors import ServiceError
 from infra.local import free_port
 from infra.slate_store import AsyncSlateReader, Slate, SlateStore, UserHistory
-from serving.ingress import MAX_BATCH, create_api
+from serving.api import MAX_BATCH, create_api
 from serving.retrieval import Retrieval
 from tests.fakes import item_id, write_bundle
 

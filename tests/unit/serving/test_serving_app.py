@@ -49,7 +49,7 @@ def test_from_the_first_request_to_a_fresh_slate(tmp_path: Path, valkey: str) ->
     assert port_is_free("127.0.0.1", port)
 
 
-def test_other_machines_are_kept_out_unless_asked_for(valkey: str) -> None:
+def test_other_machines_are_kept_out_without_a_token(valkey: str) -> None:
     config = load_config(overrides=["serving.host=0.0.0.0"])
     with pytest.raises(ConfigError, match="opens the service to other machines"), start(config, None, valkey):
         pass
