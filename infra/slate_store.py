@@ -11,6 +11,8 @@ ahead of the request and looked up when it comes.
     {prefix}:fallback:{version}          popular items, for users without a slate
     {prefix}:slate:{version}:{user_id}   one slate
     {prefix}:history:{user_id}           what the user did, whatever the version
+    {prefix}:events, {prefix}:quarantine see `infra.event_stream`
+    {prefix}:recent, :seen, :claim       see `infra.activity`
 
 User ids are opaque and stand at the end of a key, so no separator in them can make one key look like another.
 """
@@ -122,7 +124,7 @@ class SlateStore:
             for chunk in _chunks(blobs, batch):
                 pipe = self._redis.pipeline(transaction=False)
                 for key, blob in chunk:
-                    pipe.set(key, blob, px=_jittered(self._ttl_ms))
+                    pipe.set(key, blob, px=jittered(self._ttl_ms))
                 pipe.execute()
                 written += len(chunk)
         return written
@@ -240,7 +242,7 @@ class AsyncSlateReader:
     def __init__(
         self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5, access: Mapping[str, Any] | None = None
     ) -> None:
-        self.url, self.keys, self._ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
+        self.url, self.keys, self.ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
         self._known: str | None = None
         retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
         try:
@@ -287,11 +289,7 @@ class AsyncSlateReader:
         """
         known = self._known
         for _ in range(_READ_ATTEMPTS):
-            async with self._errors():
-                pipe = self._redis.pipeline(transaction=True)
-                for command in _read_commands(self.keys, known, user_ids):
-                    pipe.execute_command(*command)
-                current, blobs = await pipe.execute()
+            current, blobs = await self.ask(_read_commands(self.keys, known, user_ids), atomic=True)
             if (found := _settled(known, current, user_ids, blobs)) is not None:
                 return found
             self._known = known = _text_or_none(current)
@@ -303,24 +301,21 @@ class AsyncSlateReader:
             blob = await self._redis.get(self.keys.fallback(version))
         return None if blob is None else decode_slate("", blob)
 
-    async def history(self, user_id: str) -> UserHistory | None:
-        """What a user did, if it was published."""
-        async with self._errors():
-            blob = await self._redis.get(self.keys.history(user_id))
-        return None if blob is None else decode_history(user_id, blob)
-
     async def put(self, slate: Slate) -> bool:
         """Write a fresh slate if its version is the active one; returns whether it was written."""
         if await self.active_version() != slate.model_version:
             return False
         async with self._errors():
-            await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=_jittered(self._ttl_ms))
+            await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=jittered(self.ttl_ms))
         return True
 
-    async def put_history(self, history: UserHistory) -> None:
-        """Write what a user did."""
+    async def ask(self, commands: Sequence[tuple[Any, ...]], *, atomic: bool = False) -> list[Any]:
+        """Answers to some commands in Redis' own words, in one round trip."""
         async with self._errors():
-            await self._redis.set(self.keys.history(history.user_id), encode_history(history), px=_jittered(self._ttl_ms))
+            pipe = self._redis.pipeline(transaction=atomic)
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute())
 
 
 def _read_commands(keys: Keys, known: str | None, user_ids: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -351,7 +346,8 @@ def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _jittered(ttl_ms: int) -> int:
+def jittered(ttl_ms: int) -> int:
+    """A time to live, up to a tenth longer, so that what was written together does not expire together."""
     return ttl_ms + random.randrange(ttl_ms // 10 + 1)  # noqa: S311 - spreads expiry, no secret
 
 

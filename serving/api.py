@@ -5,76 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.security import HTTPBearer
 
 from infra.errors import ConfigError, DataError, RankGRError, ServiceError
 from infra.logs import get_logger
 from serving.auth import RequireToken
+from serving.intake import EventIntake, Overloaded
+from serving.models import (
+    DEFAULT_K,
+    Accepted,
+    BatchAnswer,
+    BatchRequest,
+    EarlyRequest,
+    EventsAccepted,
+    EventsRequest,
+    Health,
+    errors,
+    event_of,
+)
 from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
 
-DEFAULT_K = 20
-MAX_BATCH = 1000
-MAX_EVENTS = 200
-
-Trigger = Callable[[str, list[tuple[str, int]]], Awaitable[None]]
+Trigger = Callable[[str, str], Awaitable[None]]
 Observe = Callable[[str, float], None]
-UserId = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class BatchRequest(BaseModel):
-    """Users whose slates are wanted."""
-
-    model_config = ConfigDict(extra="forbid")
-    user_ids: list[UserId] = Field(min_length=1, max_length=MAX_BATCH)
-    k: int = Field(DEFAULT_K, ge=1)
-
-
-class BatchAnswer(BaseModel):
-    """One slate a user, in the order they were asked for."""
-
-    slates: list[SlateAnswer]
-
-
-class NewEvent(BaseModel):
-    """Something a user has just done."""
-
-    model_config = ConfigDict(extra="forbid")
-    item_id: str = Field(min_length=1)
-    level: int = Field(2, ge=1, le=4)
-
-
-class EarlyRequest(BaseModel):
-    """A user who is about to ask for a slate, and what happened since the last one."""
-
-    model_config = ConfigDict(extra="forbid")
-    user_id: UserId
-    events: list[NewEvent] = Field([], max_length=MAX_EVENTS)
-
-
-class Accepted(BaseModel):
-    """The slate is being computed."""
-
-    user_id: str
-    status: str = "accepted"
-
-
-class Health(BaseModel):
-    """State of the service."""
-
-    status: str
-    model_version: str | None = None
 
 
 def create_api(
     retrieval: Retrieval,
     *,
     slate_size: int,
+    intake: EventIntake | None = None,
     trigger: Trigger | None = None,
     observe: Observe | None = None,
     token_digests: Sequence[str] = (),
@@ -84,7 +49,8 @@ def create_api(
     Args:
         retrieval: answers the requests.
         slate_size: the largest k.
-        trigger: starts the computation of a fresh slate and returns before it is done; None: there is no model.
+        intake: keeps events; None: there is no stream.
+        trigger: starts the computation of a user's slate of a version and returns before it is done; None: there is no model.
         observe: is told the source of each slate and the seconds it took.
         token_digests: of the tokens one of which every POST must bring; empty: none is asked for.
     """
@@ -93,12 +59,16 @@ def create_api(
     async def lifespan(_: FastAPI) -> Any:
         yield
         await retrieval.reader.close()
+        if intake is not None:
+            await intake.writer.close()
 
     api = FastAPI(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
+
+    bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
 
     async def timed(user_ids: Sequence[str], k: int) -> list[SlateAnswer]:
         start = time.perf_counter()
@@ -113,36 +83,53 @@ def create_api(
     async def healthz() -> Health:
         return Health(status="alive")
 
-    @api.get("/readyz")
+    @api.get("/readyz", responses=errors(503))
     async def readyz() -> Health:
         return Health(status="ready", model_version=await retrieval.ready())
 
     # `:path` lets ids hold slashes: they are opaque.
-    @api.get("/v1/users/{user_id:path}/slate")
+    @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))
     async def slate(user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size)) -> SlateAnswer:
         return (await timed([user_id], k))[0]
 
-    @api.post("/v1/slates:batch")
+    @api.post("/v1/slates:batch", responses=errors(401, 422, 503), dependencies=bearer)
     async def slates(body: BatchRequest) -> BatchAnswer:
         return BatchAnswer(slates=await timed(body.user_ids, min(body.k, slate_size)))
 
-    @api.get("/v1/users/{user_id:path}/history")
+    @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))
     async def history(user_id: str) -> HistoryAnswer:
         return await retrieval.history(user_id)
 
-    @api.get("/v1/items/{item_id:path}", response_model=ItemAnswer)
+    @api.get("/v1/items/{item_id:path}", response_model=ItemAnswer, responses=errors(404, 422))
     async def item(item_id: str) -> ItemAnswer | JSONResponse:
         found = retrieval.item(item_id)
         return found or _error(404, "the catalogue has no such item", "check the id")
 
-    @api.post("/v1/requests", status_code=202)
+    @api.post("/v1/events", status_code=202, responses=errors(401, 422, 429, 503), dependencies=bearer)
+    async def events(body: EventsRequest) -> EventsAccepted:
+        new = [event_of(event, event.user_id, place) for place, event in enumerate(body.events)]
+        await _given(intake).take(new)
+        return EventsAccepted(event_ids=[event.event_id for event in new])
+
+    @api.post("/v1/requests", status_code=202, responses=errors(401, 422, 429, 503), dependencies=bearer)
     async def early(body: EarlyRequest) -> Accepted:
         if trigger is None:
             raise ServiceError("this service has no model to compute slates with", mend="start it with a bundle")
-        await trigger(body.user_id, [(event.item_id, event.level) for event in body.events])
-        return Accepted(user_id=body.user_id)
+        version = await retrieval.ready()
+        if body.events:
+            await _given(intake).take([event_of(event, body.user_id, place) for place, event in enumerate(body.events)])
+        else:
+            await retrieval.activity.saw(body.user_id)
+        await trigger(body.user_id, version)
+        return Accepted(user_id=body.user_id, model_version=version)
 
     return api
+
+
+def _given(intake: EventIntake | None) -> EventIntake:
+    if intake is None:
+        raise ServiceError("this service has no stream to keep events in", mend="start it with a slate store")
+    return intake
 
 
 def _error(status: int, what: str, mend: str, **more: Any) -> JSONResponse:
@@ -154,9 +141,14 @@ async def _our_error(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RankGRError):
         raise error
     status = 422 if isinstance(error, DataError | ConfigError) else 503 if isinstance(error, ServiceError) else 500
-    if status >= 500:
+    if isinstance(error, Overloaded):
+        status = 429
+    elif status >= 500:
         get_logger("ingress").error(error.what, where=error.where)
-    return _error(status, error.what, error.mend)
+    answer = _error(status, error.what, error.mend)
+    if status in (429, 503):
+        answer.headers["Retry-After"] = str(getattr(error, "retry_after_s", 1))
+    return answer
 
 
 async def _bad_input(_: Request, error: Exception) -> JSONResponse:

@@ -10,10 +10,12 @@ from fastapi import FastAPI
 
 from infra.catalogue import Catalogue
 from infra.config import Config
-from infra.errors import ServiceError
+from infra.event_stream import AsyncEventWriter
 from infra.logs import get_logger
+from infra.redis_client import access_of
 from infra.slate_store import AsyncSlateReader
 from serving.api import create_api
+from serving.intake import EventIntake, Overloaded
 from serving.retrieval import Retrieval
 
 _MAX_PENDING = 1000  # early triggers under way in one replica; more are refused
@@ -29,9 +31,12 @@ class Ingress:
 
         self.config = Config.from_json(config_json)
         self.token_digests = token_digests
-        reader = AsyncSlateReader.of(self.config.slate_store, redis_url)
+        store = self.config.slate_store
+        reader = AsyncSlateReader.of(store, redis_url)
         catalogue = Catalogue(bundle_uri) if bundle_uri else None
         self.retrieval = Retrieval(reader, catalogue, slate_size=self.config.decoding.slate_size, version=version)
+        writer = AsyncEventWriter(redis_url, prefix=store.prefix, access=access_of(store, redis_url))
+        self.intake = EventIntake(writer, self.retrieval.activity)
         self.precompute = precompute
         self.pending: set[asyncio.Task[None]] = set()
         self.log = get_logger("ingress")
@@ -46,6 +51,7 @@ class Ingress:
         return create_api(
             self.retrieval,
             slate_size=self.config.decoding.slate_size,
+            intake=self.intake,
             trigger=trigger,
             observe=self._observe,
             token_digests=self.token_digests,
@@ -55,16 +61,16 @@ class Ingress:
         self.slates_total.inc(1, {"source": source})
         self.seconds.observe(seconds)
 
-    async def _trigger(self, user_id: str, events: list[tuple[str, int]]) -> None:
+    async def _trigger(self, user_id: str, _version: str) -> None:
         if len(self.pending) >= _MAX_PENDING:
-            raise ServiceError("too many slates are being computed", mend="try again later, or raise serving.precompute_max_replicas")
-        task = asyncio.create_task(self._compute(user_id, events))
+            raise Overloaded("too many slates are being computed")
+        task = asyncio.create_task(self._compute(user_id))
         self.pending.add(task)  # a task that nobody holds may be collected before it ends
         task.add_done_callback(self.pending.discard)
 
-    async def _compute(self, user_id: str, events: list[tuple[str, int]]) -> None:
+    async def _compute(self, user_id: str) -> None:
         try:
-            await self.precompute.compute.remote((user_id, events))
+            await self.precompute.compute.remote(user_id)
         except Exception as error:
             # Nobody waits for the result; the user keeps the slate of before.
             self.log.warning("a fresh slate could not be computed", reason=str(error).splitlines()[0])

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ray import serve
 
-from components.precompute.job import HISTORY_LIMIT, Loader, history_of, slates_of
+from components.precompute.job import Loader, history_of, slates_of
+from infra.activity import UserActivity
 from infra.config import Config
 from infra.logs import get_logger
 from infra.slate_store import AsyncSlateReader, UserHistory
-
-Request = tuple[str, list[tuple[str, int]]]
-"""A user and what they did since: (item id, level) in time order."""
-
 
 class Precompute:
     """One replica: a bundle in memory and a connection to the slate store.
@@ -35,6 +31,7 @@ class Precompute:
         self.recommender = self.bundle.recommender()
         self.index = {item_id: index for index, item_id in enumerate(self.bundle.item_ids)}
         self.reader = AsyncSlateReader.of(self.config.slate_store, redis_url)
+        self.activity = UserActivity(self.reader)
         self.log = get_logger("precompute")
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)  # replicas share the cores; more of them come by autoscaling
@@ -43,16 +40,13 @@ class Precompute:
         batching.set_batch_wait_timeout_s(self.config.serving.batch_wait_ms / 1000)
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def compute(self, requests: list[Request]) -> list[bool]:
+    async def compute(self, user_ids: list[str]) -> list[bool]:
         """Compute and store slates; returns for each request whether it was stored.
 
         It is not where another version than this replica's bundle is active.
         """
-        events: dict[str, list[tuple[str, int]]] = {}
-        for user_id, new in requests:
-            events.setdefault(user_id, []).extend(new)
-        users = list(events)
-        histories = await asyncio.gather(*(self._history(user_id, events[user_id]) for user_id in users))
+        users = list(dict.fromkeys(user_ids))
+        histories = await asyncio.gather(*map(self.activity.history, users))
         decoding = self.config.decoding
         slates = await asyncio.to_thread(
             slates_of,
@@ -67,21 +61,7 @@ class Precompute:
         stored = dict(zip(users, await asyncio.gather(*map(self.reader.put, slates)), strict=True))
         if not all(stored.values()):
             self.log.warning("slates were not stored: another version is active", own=self.bundle.version)
-        return [stored[user_id] for user_id, _ in requests]
-
-    async def _history(self, user_id: str, events: Sequence[tuple[str, int]]) -> UserHistory:
-        """The stored history with the new events behind it, which is stored in turn."""
-        old = await self.reader.history(user_id) or UserHistory(user_id, (), ())
-        known = [(item, level) for item, level in events if item in self.index]
-        if len(known) < len(events):
-            self.log.warning("events were left out: this model does not know their items", events=len(events) - len(known))
-        if not known:
-            return old
-        items = (*old.item_ids, *(item for item, _ in known))[-HISTORY_LIMIT:]
-        levels = (*old.levels, *(level for _, level in known))[-HISTORY_LIMIT:]
-        history = UserHistory(user_id, items, levels)
-        await self.reader.put_history(history)
-        return history
+        return [stored[user_id] for user_id in user_ids]
 
     def _indices(self, history: UserHistory) -> tuple[list[int], list[int]]:
         """Catalogue indices and levels of the events whose items this bundle knows."""

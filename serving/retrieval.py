@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from infra.activity import UserActivity
 from infra.catalogue import Catalogue
 from infra.errors import DataError, RankGRError, ServiceError
 from infra.logs import get_logger
@@ -80,7 +81,7 @@ class Retrieval:
     """
 
     def __init__(self, reader: AsyncSlateReader, catalogue: Catalogue | None, *, slate_size: int, version: str = "") -> None:
-        self.reader, self.catalogue = reader, catalogue
+        self.reader, self.catalogue, self.activity = reader, catalogue, UserActivity(reader)
         self._popular = catalogue.popular(slate_size, version) if catalogue else None
         self._fallbacks: dict[str, Slate] = {}
         self._rests_until = 0.0
@@ -110,8 +111,8 @@ class Retrieval:
             DataError: the user id is not usable.
             ServiceError: the store does not answer.
         """
-        history = await self.reader.history(user_id)
-        pairs = zip(history.item_ids, history.levels, strict=True) if history else ()
+        history = await self.activity.history(user_id)
+        pairs = zip(history.item_ids, history.levels, strict=True)
         return HistoryAnswer(
             user_id=user_id, events=[HistoryEvent(item_id=item, title=self._title(item), level=level) for item, level in pairs]
         )

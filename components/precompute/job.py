@@ -211,7 +211,7 @@ class Publisher:
 
     @lru_cache(maxsize=1)  # noqa: B019 - an actor lives as long as the job
     def _shard(self, uri: str) -> pa.Table:
-        return storage.read_table(uri).select([records.USER_ID, "items", "levels"])
+        return storage.read_table(uri).select([records.USER_ID, "items", "levels", "timestamps"])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Publish slates and histories of one slice; returns for how many users, or the error."""
@@ -231,12 +231,13 @@ class Publisher:
         slates = slates_of(
             self.bundle, user_ids, histories, k=decoding.slate_size, exclude_seen=decoding.exclude_seen, recommender=self.recommender
         )
-        self.store.publish_histories(self._readable(user, history) for user, history in zip(user_ids, histories, strict=True))
+        until = [max(times, default=0) for times in rows["timestamps"].to_pylist()]
+        self.store.publish_histories(self._readable(*one) for one in zip(user_ids, histories, until, strict=True))
         return self.store.publish(self.version, slates)
 
-    def _readable(self, user_id: str, history: History) -> UserHistory:
+    def _readable(self, user_id: str, history: History, until: int) -> UserHistory:
         items, levels = history.items[-HISTORY_LIMIT:], history.levels[-HISTORY_LIMIT:]
-        return UserHistory(user_id, tuple(self.bundle.item_ids[i] for i in items), tuple(levels.tolist()))
+        return UserHistory(user_id, tuple(self.bundle.item_ids[i] for i in items), tuple(levels.tolist()), until)
 
 
 def step(run: Run, sessions: str, release: str) -> StepResult:

@@ -12,10 +12,11 @@ import httpx
 import pytest
 
 from infra.catalogue import Catalogue
-from infra.errors import ServiceError
 from infra.local import free_port
 from infra.slate_store import AsyncSlateReader, Slate, SlateStore, UserHistory
-from serving.api import MAX_BATCH, create_api
+from serving.api import create_api
+from serving.intake import Overloaded
+from serving.models import MAX_BATCH
 from serving.retrieval import Retrieval
 from tests.fakes import item_id, write_bundle
 
@@ -153,22 +154,26 @@ def test_bad_input_is_refused_with_a_way_out(valkey: str, catalogue: Catalogue) 
 
 
 def test_an_early_request_is_accepted_and_handed_on(valkey: str, catalogue: Catalogue) -> None:
-    handed: list[tuple[str, list[tuple[str, int]]]] = []
+    handed: list[tuple[str, str]] = []
 
-    async def trigger(user_id: str, events: list[tuple[str, int]]) -> None:
+    async def trigger(user_id: str, version: str) -> None:
         if user_id == "busy":
-            raise ServiceError("too many slates are being computed", mend="try again later")
-        handed.append((user_id, events))
+            raise Overloaded("too many slates are being computed", retry_after_s=3)
+        handed.append((user_id, version))
 
     async def story(client: httpx.AsyncClient) -> None:
-        answer = await client.post("/v1/requests", json={"user_id": "ann", "events": [{"item_id": "item-01", "level": 3}]})
-        assert answer.status_code == 202
-        assert (await client.post("/v1/requests", json={"user_id": "busy"})).status_code == 503
+        nothing = await client.post("/v1/requests", json={"user_id": "ann"})
+        assert (nothing.status_code, nothing.headers["Retry-After"]) == (503, "1")
+        publish(valkey, "v1", "ann")
+        assert (await client.post("/v1/requests", json={"user_id": "ann"})).status_code == 202
+        busy = await client.post("/v1/requests", json={"user_id": "busy"})
+        assert (busy.status_code, busy.headers["Retry-After"]) == (429, "3")
 
     tell(valkey, catalogue, story, trigger=trigger)
-    assert handed == [("ann", [("item-01", 3)])]
+    assert handed == [("ann", "v1")]
 
     async def without_model(client: httpx.AsyncClient) -> None:
         assert (await client.post("/v1/requests", json={"user_id": "ann"})).status_code == 503
+        assert (await client.post("/v1/events", json={"events": [{"user_id": "u", "item_id": "i"}]})).status_code == 503
 
     tell(valkey, catalogue, without_model)
