@@ -306,6 +306,9 @@ class SlateStoreConfig(Section):
     """Certificate authority of a rediss:// server; empty: those of the system."""
     ttl_hours: float = Field(72.0, gt=0)
     keep_versions: int = Field(2, ge=1)
+    """Newest versions that stay besides the active one."""
+    grace_minutes: float = Field(60.0, ge=0)
+    """How long a version stays after it was last the active one, for a way back."""
 
 
 class ServingConfig(Section):
@@ -319,6 +322,16 @@ class ServingConfig(Section):
     precompute_max_replicas: int = Field(2, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     """How long a precompute replica waits for more users before it computes."""
+    max_pending: int = Field(200, ge=1)
+    """Fresh slates under way in one ingress replica; further early requests are answered 429."""
+    deadline_s: float = Field(10.0, gt=0)
+    """A fresh slate that is not there after so long is given up: the user has gone on."""
+    fresh_minutes: float = Field(30.0, ge=0)
+    """How long a slate that was computed on request is called fresh."""
+    stale_hours: float = Field(24.0, gt=0)
+    """An older slate is served and computed anew, once."""
+    sync_minutes: float = Field(60.0, gt=0)
+    """How often the registry is asked for another champion, whose weights are then swapped in."""
     precompute_actors: int = Field(2, ge=1)
     """Ray Data actors of the batch job that fills the slate store."""
     tokens: list[Annotated[SecretRef, Field(min_length=1)]] = []

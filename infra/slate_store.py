@@ -7,6 +7,7 @@ ahead of the request and looked up when it comes.
 
     {prefix}:active                      version that readers see
     {prefix}:versions                    sorted set: version -> time of its first slate (µs)
+    {prefix}:retired                     sorted set: version -> when it ceased to be the active one (µs)
     {prefix}:meta:{version}              hash, written when every slate of the version is in
     {prefix}:fallback:{version}          popular items, for users without a slate
     {prefix}:slate:{version}:{user_id}   one slate
@@ -51,6 +52,7 @@ class SlateStore:
         prefix: first part of every key.
         ttl_hours: life of a slate; up to a tenth is added at random, so that they do not expire all at once.
         keep_versions: newest versions that `drop_old` keeps besides the active one.
+        grace_minutes: how long it keeps others after they were last active, or first written.
         access: options of the client, see `infra.redis_client.access_of`.
 
     Raises:
@@ -59,10 +61,17 @@ class SlateStore:
     """
 
     def __init__(
-        self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, keep_versions: int = 2, access: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        *,
+        prefix: str = "rankgr",
+        ttl_hours: float = 72.0,
+        keep_versions: int = 2,
+        grace_minutes: float = 0.0,
+        access: Mapping[str, Any] | None = None,
     ) -> None:
         self.url, self.keys, self._keep = url, Keys(prefix), keep_versions
-        self._ttl_ms = int(ttl_hours * 3_600_000)
+        self._ttl_ms, self._grace_us = int(ttl_hours * 3_600_000), int(grace_minutes * 60_000_000)
         options = client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0, access)
         try:
             self._redis: Any = redis.Redis.from_url(url, **options)
@@ -72,7 +81,14 @@ class SlateStore:
     @classmethod
     def of(cls, config: SlateStoreConfig, url: str) -> Self:
         """The store of the settings, at a URL."""
-        return cls(url, prefix=config.prefix, ttl_hours=config.ttl_hours, keep_versions=config.keep_versions, access=access_of(config, url))
+        return cls(
+            url,
+            prefix=config.prefix,
+            ttl_hours=config.ttl_hours,
+            keep_versions=config.keep_versions,
+            grace_minutes=config.grace_minutes,
+            access=access_of(config, url),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +118,7 @@ class SlateStore:
         Returns:
             how many were written.
         """
-        self._register(version)
+        self.register(version)
         return self._write(((self.keys.slate(version, slate.user_id), encode_slate(slate)) for slate in slates), batch)
 
     def publish_fallback(self, version: str, slate: Slate) -> None:
@@ -131,14 +147,15 @@ class SlateStore:
 
     def complete(self, version: str, *, users: int) -> None:
         """Mark that every slate of a version has been written."""
-        self._register(version)
+        self.register(version)
         with self._errors():
             self._redis.hset(self.keys.meta(version), mapping={"users": users, "completed_at": time.time_ns() // 1_000_000})
 
-    def _register(self, version: str) -> None:
+    def register(self, version: str) -> None:
+        """Make a version known, so that slates of it may be put."""
         self.keys.meta(version)  # refuses a name that is not usable
         with self._errors():
-            self._redis.zadd(self.keys.versions, {version: time.time_ns() // 1000}, nx=True)
+            self._redis.zadd(self.keys.versions, {version: _now_us()}, nx=True)
 
     def activate(self, version: str) -> None:
         """Show a version to the readers.
@@ -153,7 +170,9 @@ class SlateStore:
                     where=f"{without_password(self.url)} {version}",
                     mend="run `rankgr precompute`",
                 )
-            self._redis.set(self.keys.active, version)
+            before = self._redis.set(self.keys.active, version, get=True)
+            if before is not None:
+                self._redis.zadd(self.keys.retired, {before: _now_us()})
 
     def versions(self) -> list[str]:
         """All versions with slates, the newest first, complete or not."""
@@ -171,17 +190,37 @@ class SlateStore:
         with self._errors():
             return sum(1 for _ in self._redis.scan_iter(match=self.keys.slates(version), count=1000))
 
-    def drop_old(self) -> list[str]:
-        """Delete all versions but the active and the newest ones; returns those that went."""
-        active, versions = self.active_version(), self.versions()
-        dropped = [version for version in versions[self._keep :] if version != active]
+    def user_ids(self, version: str) -> Iterator[str]:
+        """Users with a slate of a version, in no order, some perhaps twice; walks over all keys."""
+        start = len(self.keys.slates(version)) - 1  # without the pattern's star
         with self._errors():
+            for key in self._redis.scan_iter(match=self.keys.slates(version), count=1000):
+                yield _text(key)[start:]
+
+    def last_seen(self) -> list[str]:
+        """Users that were active lately, the latest first (`infra.activity`)."""
+        with self._errors():
+            return [_text(user_id) for user_id in self._redis.zrevrange(self.keys.seen, 0, -1)]
+
+    def drop_old(self) -> list[str]:
+        """Delete all versions but the active one, the newest ones, and those that were active within the grace period.
+
+        Returns:
+            those that went.
+        """
+        active, versions = self.active_version(), self.versions()
+        with self._errors():
+            written = self._redis.zrange(self.keys.versions, 0, -1, withscores=True)
+            last_use = dict(written) | dict(self._redis.zrange(self.keys.retired, 0, -1, withscores=True))
+            too_late = _now_us() - self._grace_us
+            dropped = [one for one in versions[self._keep :] if one != active and last_use.get(one.encode(), 0.0) <= too_late]
             for version in dropped:
                 # Marker first: from here on nobody can activate what is being taken apart.
                 self._redis.unlink(self.keys.meta(version), self.keys.fallback(version))
                 for chunk in _chunks(self._redis.scan_iter(match=self.keys.slates(version), count=1000), 1000):
                     self._redis.unlink(*chunk)
                 self._redis.zrem(self.keys.versions, version)
+                self._redis.zrem(self.keys.retired, version)
         return dropped
 
     def active_version(self) -> str | None:
@@ -302,8 +341,9 @@ class AsyncSlateReader:
         return None if blob is None else decode_slate("", blob)
 
     async def put(self, slate: Slate) -> bool:
-        """Write a fresh slate if its version is the active one; returns whether it was written."""
-        if await self.active_version() != slate.model_version:
+        """Write a fresh slate unless its version is unknown, as a dropped one is; returns whether it was written."""
+        (known,) = await self.ask([("ZSCORE", self.keys.versions, slate.model_version)])
+        if known is None:
             return False
         async with self._errors():
             await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=jittered(self.ttl_ms))
@@ -349,6 +389,10 @@ def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
 def jittered(ttl_ms: int) -> int:
     """A time to live, up to a tenth longer, so that what was written together does not expire together."""
     return ttl_ms + random.randrange(ttl_ms // 10 + 1)  # noqa: S311 - spreads expiry, no secret
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _text(value: bytes) -> str:
