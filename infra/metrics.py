@@ -40,7 +40,6 @@ METRICS: Mapping[str, Metric] = {
     "rankgr_model_loaded": Metric("gauge", "1 for each model version that a replica holds.", ("version",)),
     "rankgr_swaps": Metric("counter", "Bundles that replicas were told to load.", ("outcome",)),
     "rankgr_swap_seconds": Metric("histogram", "Time to load a bundle aside and take it into use.", (), (0.1, 0.3, 1, 3, 10, 30, 100)),
-    "rankgr_sync_timestamp": Metric("gauge", "When the registry was last found in step, seconds since the epoch."),
 }
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from infra.errors import ConfigError, DataError, RankGRError, ServiceError
 from infra.logs import get_logger
+from infra.metrics import Meter
 from serving.auth import RequireToken
 from serving.intake import EventIntake, Overloaded
 from serving.models import (
@@ -29,10 +31,27 @@ from serving.models import (
     errors,
     event_of,
 )
+from serving.request_id import RequestId
 from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
+from serving.stats import Stats, StatsAnswer
 
-Trigger = Callable[[str, str], Awaitable[None]]
-Observe = Callable[[str, float], None]
+
+_PAGE = Path(__file__).parent / "page.html"
+_PAGE_HEADERS = {  # the page holds all it needs, and asks nobody but this service
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+}
+
+
+class Trigger(Protocol):
+    """Starts computing slates (`serving.flights.FreshSlates`)."""
+
+    def admit(self, user_id: str, version: str) -> None:
+        """Raise `Overloaded` where `start` would."""
+        ...
+
+    def start(self, user_id: str, version: str) -> None:
+        """Start computing a user's slate of a version, and return before it is done."""
+        ...
 
 
 def create_api(
@@ -41,7 +60,7 @@ def create_api(
     slate_size: int,
     intake: EventIntake | None = None,
     trigger: Trigger | None = None,
-    observe: Observe | None = None,
+    stats: Stats | None = None,
     token_digests: Sequence[str] = (),
 ) -> FastAPI:
     """The application.
@@ -50,8 +69,8 @@ def create_api(
         retrieval: answers the requests.
         slate_size: the largest k.
         intake: keeps events; None: there is no stream.
-        trigger: starts the computation of a user's slate of a version and returns before it is done; None: there is no model.
-        observe: is told the source of each slate and the seconds it took.
+        trigger: starts the computation of fresh slates; None: there is no model.
+        stats: counts what is answered.
         token_digests: of the tokens one of which every POST must bring; empty: none is asked for.
     """
 
@@ -62,22 +81,33 @@ def create_api(
         if intake is not None:
             await intake.writer.close()
 
+    counts, page = stats or Stats(Meter()), _PAGE.read_text("utf-8")
     api = FastAPI(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
+    api.add_middleware(RequestId)  # outermost
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
 
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
 
-    async def timed(user_ids: Sequence[str], k: int) -> list[SlateAnswer]:
+    async def counted(user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
         start = time.perf_counter()
-        answers = await retrieval.slates(user_ids, k)
-        if observe is not None:
-            seconds = (time.perf_counter() - start) / len(answers)
-            for answer in answers:
-                observe(answer.source, seconds)
+        answers = await retrieval.slates(user_ids, k, segment)
+        counts.answered(answers, time.perf_counter() - start)
         return answers
+
+    @api.get("/", include_in_schema=False)
+    async def root() -> HTMLResponse:
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+    @api.get("/metrics", include_in_schema=False)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(counts.meter.text(), media_type="text/plain; version=0.0.4")
+
+    @api.get("/v1/stats")
+    async def summary() -> StatsAnswer:
+        return counts.summary()
 
     @api.get("/healthz")
     async def healthz() -> Health:
@@ -89,12 +119,14 @@ def create_api(
 
     # `:path` lets ids hold slashes: they are opaque.
     @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))
-    async def slate(user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size)) -> SlateAnswer:
-        return (await timed([user_id], k))[0]
+    async def slate(
+        user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size), segment: str = Query("", max_length=200)
+    ) -> SlateAnswer:
+        return (await counted([user_id], k, segment))[0]
 
     @api.post("/v1/slates:batch", responses=errors(401, 422, 503), dependencies=bearer)
     async def slates(body: BatchRequest) -> BatchAnswer:
-        return BatchAnswer(slates=await timed(body.user_ids, min(body.k, slate_size)))
+        return BatchAnswer(slates=await counted(body.user_ids, min(body.k, slate_size)))
 
     @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))
     async def history(user_id: str) -> HistoryAnswer:
@@ -109,6 +141,7 @@ def create_api(
     async def events(body: EventsRequest) -> EventsAccepted:
         new = [event_of(event, event.user_id, place) for place, event in enumerate(body.events)]
         await _given(intake).take(new)
+        counts.meter.count("rankgr_events", len(new))
         return EventsAccepted(event_ids=[event.event_id for event in new])
 
     @api.post("/v1/requests", status_code=202, responses=errors(401, 422, 429, 503), dependencies=bearer)
@@ -116,11 +149,13 @@ def create_api(
         if trigger is None:
             raise ServiceError("this service has no model to compute slates with", mend="start it with a bundle")
         version = await retrieval.ready()
+        trigger.admit(body.user_id, version)  # before the events are kept: refused, the whole request can be sent again
         if body.events:
             await _given(intake).take([event_of(event, body.user_id, place) for place, event in enumerate(body.events)])
+            counts.meter.count("rankgr_events", len(body.events))
         else:
             await retrieval.activity.saw(body.user_id)
-        await trigger(body.user_id, version)
+        trigger.start(body.user_id, version)
         return Accepted(user_id=body.user_id, model_version=version)
 
     return api

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,26 @@ from infra.errors import ServiceError
 from infra.local import free_port, require_port
 from infra.logs import get_logger
 from serving.auth import token_digests
+from serving.flights import Outcome, SlateRequest
 from serving.ingress import Ingress
 from serving.precompute import Precompute
 
-APP = "rankgr"
+APP, MODEL = "rankgr", "Precompute"
 _READY_S = 180.0
+_CODE_VERSION = "1"
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 _REPLICA_CPUS = 0.1  # logical: replicas sleep most of the time and must fit beside a pipeline
 
 
-def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version: str = "", loader: Loader = load_bundle) -> Any:
+def build_app(
+    config: Config,
+    bundle_uri: str | None,
+    redis_url: str,
+    *,
+    version: str = "",
+    loader: Loader = load_bundle,
+    held: Mapping[str, str] | None = None,
+) -> Any:
     """The Ray Serve application.
 
     Args:
@@ -33,6 +44,7 @@ def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version
         redis_url: the slate store.
         version: the bundle's version, shown with the fallback in memory.
         loader: how a model replica loads the bundle.
+        held: URI and version of each bundle that model replicas hold; by default the served one.
     """
     from ray import serve
 
@@ -40,24 +52,64 @@ def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version
     options = {"num_cpus": _REPLICA_CPUS}
     model = None
     if bundle_uri is not None:
-        model = serve.deployment(
-            Precompute,
-            name="Precompute",
+        model = _in_place(
+            serve.deployment(
+                Precompute,
+                name=MODEL,
+                ray_actor_options=options,
+                max_ongoing_requests=4 * config.decoding.users_per_batch,
+                max_queued_requests=settings.max_pending,
+                autoscaling_config={
+                    "min_replicas": settings.precompute_min_replicas,
+                    "max_replicas": max(settings.precompute_min_replicas, settings.precompute_max_replicas),
+                    "target_ongoing_requests": 2 * config.decoding.users_per_batch,
+                },
+                user_config=dict(held or {bundle_uri: version}),
+            )
+        ).bind(config_json, redis_url, loader)
+    return _in_place(
+        serve.deployment(
+            serve.ingress()(Ingress),
+            name="Ingress",
+            num_replicas=settings.retrieval_replicas,
             ray_actor_options=options,
-            max_ongoing_requests=4 * config.decoding.users_per_batch,
-            autoscaling_config={
-                "min_replicas": settings.precompute_min_replicas,
-                "max_replicas": max(settings.precompute_min_replicas, settings.precompute_max_replicas),
-                "target_ongoing_requests": 2 * config.decoding.users_per_batch,
-            },
-        ).bind(config_json, bundle_uri, redis_url, loader)
-    return serve.deployment(
-        serve.ingress()(Ingress),
-        name="Ingress",
-        num_replicas=settings.retrieval_replicas,
-        ray_actor_options=options,
-        max_ongoing_requests=1000,
-    ).bind(config_json, bundle_uri, redis_url, version, model, token_digests(settings))
+            max_ongoing_requests=1000,
+            user_config={"uri": bundle_uri or "", "version": version},
+        )
+    ).bind(config_json, redis_url, model, token_digests(settings))
+
+
+def _in_place(deployment: Any) -> Any:
+    """Keep the replicas where only `user_config` changes: without a code version of ours, Serve makes one up for each deploy."""
+    return deployment.options(version=_CODE_VERSION, _internal=True)
+
+
+class LiveService:
+    """The running application, as `serving.sync` sees it.
+
+    Args:
+        config: as the application was started with, like the other arguments.
+        redis_url: the slate store.
+        loader: how a model replica loads a bundle.
+    """
+
+    def __init__(self, config: Config, redis_url: str, *, loader: Loader = load_bundle) -> None:
+        self.config, self.redis_url, self.loader = config, redis_url, loader
+
+    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
+        """Change which bundle is shown and which ones the model replicas hold, in place; returns when all replicas have seen it."""
+        from ray import serve
+
+        app = build_app(self.config, bundle_uri, self.redis_url, version=version, loader=self.loader, held=held)
+        serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)])
+
+    def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        """Have slates computed and stored; returns for each what became of it."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(MODEL, APP)
+        answers = [handle.compute.remote(request) for request in requests]
+        return [answer.result(timeout_s=max(request.deadline - time.time(), 0.0)) for request, answer in zip(requests, answers, strict=True)]
 
 
 @contextmanager
@@ -92,12 +144,11 @@ def start(
         require_port(host, port, setting="serving.port")
     port = port or free_port(host)
     quiet_ray()
-    logging = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
     try:
         app = build_app(config, bundle_uri, redis_url, version=version, loader=loader)
         serve.run_many(
-            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=logging)],
+            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )

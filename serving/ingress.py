@@ -3,74 +3,79 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 
 from infra.catalogue import Catalogue
 from infra.config import Config
+from infra.errors import RankGRError
 from infra.event_stream import AsyncEventWriter
 from infra.logs import get_logger
+from infra.metrics import Meter
 from infra.redis_client import access_of
 from infra.slate_store import AsyncSlateReader
 from serving.api import create_api
-from serving.intake import EventIntake, Overloaded
+from serving.flights import FreshSlates, Outcome, SlateRequest
+from serving.intake import EventIntake
 from serving.retrieval import Retrieval
-
-_MAX_PENDING = 1000  # early triggers under way in one replica; more are refused
+from serving.stats import Stats
 
 
 class Ingress:
-    """Ray Serve's replica of the application: opens the store, reads the catalogue, counts what it answers."""
+    """One replica: connections to the store, the catalogue, counts of what it answers.
 
-    def __init__(
-        self, config_json: str, bundle_uri: str | None, redis_url: str, version: str, precompute: Any, token_digests: Sequence[str]
-    ) -> None:
-        from ray.util.metrics import Counter, Histogram
+    Args:
+        config_json: `Config.to_json`.
+        redis_url: the slate store.
+        precompute: handle of the model replicas; None: there are none.
+        token_digests: see `serving.api.create_api`.
+    """
 
-        self.config = Config.from_json(config_json)
-        self.token_digests = token_digests
-        store = self.config.slate_store
+    def __init__(self, config_json: str, redis_url: str, precompute: Any, token_digests: Sequence[str]) -> None:
+        self.config, self.precompute, self.token_digests = Config.from_json(config_json), precompute, token_digests
+        settings, store, meter = self.config.serving, self.config.slate_store, Meter(to_ray=True)
         reader = AsyncSlateReader.of(store, redis_url)
-        catalogue = Catalogue(bundle_uri) if bundle_uri else None
-        self.retrieval = Retrieval(reader, catalogue, slate_size=self.config.decoding.slate_size, version=version)
+        self.retrieval = Retrieval(
+            reader,
+            None,
+            slate_size=self.config.decoding.slate_size,
+            fresh_s=settings.fresh_minutes * 60,
+            stale_s=settings.stale_hours * 3600,
+            meter=meter,
+        )
         writer = AsyncEventWriter(redis_url, prefix=store.prefix, access=access_of(store, redis_url))
         self.intake = EventIntake(writer, self.retrieval.activity)
-        self.precompute = precompute
-        self.pending: set[asyncio.Task[None]] = set()
-        self.log = get_logger("ingress")
-        self.slates_total = Counter("rankgr_slates", description="Slates answered.", tag_keys=("source",))
-        self.seconds = Histogram(
-            "rankgr_slate_seconds", description="Time to look a slate up.", boundaries=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+        self.stats, self.log = Stats(meter), get_logger("ingress")
+        self.fresh = FreshSlates(
+            self._ask, self.retrieval.activity, max_pending=settings.max_pending, deadline_s=settings.deadline_s, meter=meter
         )
+        if precompute is not None:
+            self.retrieval.revalidate = self.fresh.revalidate
+
+    async def reconfigure(self, shown: Mapping[str, str]) -> None:
+        """Show the items of a bundle (`uri`, `version`); one that cannot be read is refused and the old one stays."""
+        try:
+            catalogue = await asyncio.to_thread(Catalogue, shown["uri"]) if shown["uri"] else None
+        except RankGRError as error:
+            if self.retrieval.catalogue is None:
+                raise
+            self.log.error("a catalogue was refused", reason=error.what, where=error.where)
+        else:
+            self.retrieval.take(catalogue, shown["version"])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        trigger = self._trigger if self.precompute is not None else None
         return create_api(
             self.retrieval,
             slate_size=self.config.decoding.slate_size,
             intake=self.intake,
-            trigger=trigger,
-            observe=self._observe,
+            trigger=self.fresh if self.precompute is not None else None,
+            stats=self.stats,
             token_digests=self.token_digests,
         )
 
-    def _observe(self, source: str, seconds: float) -> None:
-        self.slates_total.inc(1, {"source": source})
-        self.seconds.observe(seconds)
-
-    async def _trigger(self, user_id: str, _version: str) -> None:
-        if len(self.pending) >= _MAX_PENDING:
-            raise Overloaded("too many slates are being computed")
-        task = asyncio.create_task(self._compute(user_id))
-        self.pending.add(task)  # a task that nobody holds may be collected before it ends
-        task.add_done_callback(self.pending.discard)
-
-    async def _compute(self, user_id: str) -> None:
-        try:
-            await self.precompute.compute.remote(user_id)
-        except Exception as error:
-            # Nobody waits for the result; the user keeps the slate of before.
-            self.log.warning("a fresh slate could not be computed", reason=str(error).splitlines()[0])
+    async def _ask(self, request: SlateRequest) -> Outcome:
+        outcome: Outcome = await self.precompute.compute.remote(request)
+        return outcome

@@ -29,15 +29,17 @@ def tell(url: str, story: Callable[[httpx.AsyncClient], Awaitable[None]], writer
         async with AsyncSlateReader(url) as reader:
             retrieval = Retrieval(reader, None, slate_size=5)
             intake = EventIntake(writer or AsyncEventWriter(url), retrieval.activity)
-            api = create_api(retrieval, slate_size=5, intake=intake, trigger=_nothing)
+            api = create_api(retrieval, slate_size=5, intake=intake, trigger=NoTrigger())
             async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
                 await story(client)
 
     asyncio.run(run())
 
 
-async def _nothing(user_id: str, version: str) -> None:
-    pass
+class NoTrigger:
+    def admit(self, user_id: str, version: str) -> None: ...
+
+    def start(self, user_id: str, version: str) -> None: ...
 
 
 async def items_of(client: httpx.AsyncClient, user: str) -> list[tuple[str, int]]:
