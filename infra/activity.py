@@ -1,8 +1,8 @@
 """What users did since their timelines were published, in Redis: the next slate is computed from it, the next bulk run includes it.
 
-    {prefix}:recent:{user_id}    sorted set: [event id, item, level] by time; an event that is written twice is there once
-    {prefix}:seen                sorted set: user -> when they were last here, for those to come first when slates are refreshed
-    {prefix}:claim:{version}:{user_id}    somebody computes this slate
+{prefix}:recent:{user_id}    sorted set: [event id, item, level] by time; an event that is written twice is there once
+{prefix}:seen                sorted set: user -> when they were last here, for those to come first when slates are refreshed
+{prefix}:claim:{version}:{user_id}    somebody computes this slate
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from infra.errors import ConfigError, DataError, RankGRError, ServiceError
+from infra.event_stream import Event
 from infra.logs import get_logger
 from infra.metrics import Meter
 from serving.auth import RequireToken
@@ -34,7 +35,6 @@ from serving.models import (
 from serving.request_id import RequestId
 from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
 from serving.stats import Stats, StatsAnswer
-
 
 _PAGE = Path(__file__).parent / "page.html"
 _PAGE_HEADERS = {  # the page holds all it needs, and asks nobody but this service
@@ -81,21 +81,23 @@ def create_api(
         if intake is not None:
             await intake.writer.close()
 
-    counts, page = stats or Stats(Meter()), _PAGE.read_text("utf-8")
+    counts = stats or Stats(Meter())
     api = FastAPI(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
     api.add_middleware(RequestId)  # outermost
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
-
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
+    api.include_router(_operations(retrieval, counts))
+    api.include_router(_slates(retrieval, counts, slate_size, bearer))
+    api.include_router(_intake(retrieval, counts, intake, trigger, bearer))
+    return api
 
-    async def counted(user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
-        start = time.perf_counter()
-        answers = await retrieval.slates(user_ids, k, segment)
-        counts.answered(answers, time.perf_counter() - start)
-        return answers
+
+def _operations(retrieval: Retrieval, counts: Stats) -> APIRouter:
+    """Health, readiness, figures, the page."""
+    api, page = APIRouter(), _PAGE.read_text("utf-8")
 
     @api.get("/", include_in_schema=False)
     async def root() -> HTMLResponse:
@@ -117,6 +119,19 @@ def create_api(
     async def readyz() -> Health:
         return Health(status="ready", model_version=await retrieval.ready())
 
+    return api
+
+
+def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[Any]) -> APIRouter:
+    """What is read: slates, histories, items."""
+    api = APIRouter()
+
+    async def counted(user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
+        start = time.perf_counter()
+        answers = await retrieval.slates(user_ids, k, segment)
+        counts.answered(answers, time.perf_counter() - start)
+        return answers
+
     # `:path` lets ids hold slashes: they are opaque.
     @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))
     async def slate(
@@ -137,34 +152,39 @@ def create_api(
         found = retrieval.item(item_id)
         return found or _error(404, "the catalogue has no such item", "check the id")
 
-    @api.post("/v1/events", status_code=202, responses=errors(401, 422, 429, 503), dependencies=bearer)
+    return api
+
+
+def _intake(retrieval: Retrieval, counts: Stats, intake: EventIntake | None, trigger: Trigger | None, bearer: list[Any]) -> APIRouter:
+    """What comes in: events and early requests."""
+    api = APIRouter(dependencies=bearer)
+
+    async def take(new: Sequence[Event]) -> None:
+        if intake is None:
+            raise ServiceError("this service has no stream to keep events in", mend="start it with a slate store")
+        await intake.take(new)
+        counts.meter.count("rankgr_events", len(new))
+
+    @api.post("/v1/events", status_code=202, responses=errors(401, 422, 429, 503))
     async def events(body: EventsRequest) -> EventsAccepted:
         new = [event_of(event, event.user_id, place) for place, event in enumerate(body.events)]
-        await _given(intake).take(new)
-        counts.meter.count("rankgr_events", len(new))
+        await take(new)
         return EventsAccepted(event_ids=[event.event_id for event in new])
 
-    @api.post("/v1/requests", status_code=202, responses=errors(401, 422, 429, 503), dependencies=bearer)
+    @api.post("/v1/requests", status_code=202, responses=errors(401, 422, 429, 503))
     async def early(body: EarlyRequest) -> Accepted:
         if trigger is None:
             raise ServiceError("this service has no model to compute slates with", mend="start it with a bundle")
         version = await retrieval.ready()
         trigger.admit(body.user_id, version)  # before the events are kept: refused, the whole request can be sent again
         if body.events:
-            await _given(intake).take([event_of(event, body.user_id, place) for place, event in enumerate(body.events)])
-            counts.meter.count("rankgr_events", len(body.events))
+            await take([event_of(event, body.user_id, place) for place, event in enumerate(body.events)])
         else:
             await retrieval.activity.saw(body.user_id)
         trigger.start(body.user_id, version)
         return Accepted(user_id=body.user_id, model_version=version)
 
     return api
-
-
-def _given(intake: EventIntake | None) -> EventIntake:
-    if intake is None:
-        raise ServiceError("this service has no stream to keep events in", mend="start it with a slate store")
-    return intake
 
 
 def _error(status: int, what: str, mend: str, **more: Any) -> JSONResponse:

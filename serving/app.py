@@ -109,7 +109,9 @@ class LiveService:
 
         handle = serve.get_deployment_handle(MODEL, APP)
         answers = [handle.compute.remote(request) for request in requests]
-        return [answer.result(timeout_s=max(request.deadline - time.time(), 0.0)) for request, answer in zip(requests, answers, strict=True)]
+        return [
+            answer.result(timeout_s=max(request.deadline - time.time(), 0.0)) for request, answer in zip(requests, answers, strict=True)
+        ]
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Ingress:
         except RankGRError as error:
             if self.retrieval.catalogue is None:
                 raise
-            self.log.error("a catalogue was refused", reason=error.what, where=error.where)
+            self.log.warning("a catalogue was refused, the old one stays", reason=error.what, where=error.where)
         else:
             self.retrieval.take(catalogue, shown["version"])
 

@@ -71,7 +71,7 @@ class Precompute:
         held = {model.uri: model for model in self.models.values()}
         start = time.monotonic()
         try:
-            models = [held.get(uri) or await asyncio.to_thread(self._load, uri, version) for uri, version in wanted.items()]
+            models = [held[uri] if uri in held else await asyncio.to_thread(self._load, uri, version) for uri, version in wanted.items()]
         except Exception as error:
             self.meter.count("rankgr_swaps", outcome="refused")
             if not self.models:
