@@ -40,6 +40,7 @@ class Catalogue:
         rows = zip(*(table.column(name).to_pylist() for name in columns[1:]), strict=True)
         self.items = [Item(*row) for row in rows]
         self._index = {item.item_id: index for index, item in enumerate(self.items)}
+        self.categories = frozenset(item.category for item in self.items if item.category)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -53,10 +54,18 @@ class Catalogue:
         """Catalogue index of an item."""
         return self._index.get(item_id)
 
-    def popular(self, k: int, version: str) -> Slate:
-        """The k items with most positive events, as a slate for nobody in particular; ties go to the lower index."""
+    def popular(self, k: int, version: str, category: str = "") -> Slate:
+        """The k items with most positive events, as a slate for nobody in particular; ties go to the lower index.
+
+        Args:
+            k: how many.
+            version: put on the slate.
+            category: of the items; empty takes all.
+        """
         counts = np.array([item.popularity for item in self.items], np.int64)
-        best = np.argsort(-counts, kind="stable")[:k]
+        allowed = np.array([not category or item.category == category for item in self.items], bool)
+        order = np.argsort(-counts, kind="stable")
+        best = order[allowed[order]][:k]
         total = max(int(counts.sum()), 1)
         return Slate(
             user_id="",

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from infra.credentials import SecretRef
+
 FeedbackLevel = Annotated[int, Field(ge=1, le=4)]
 
 
@@ -296,8 +298,17 @@ class SlateStoreConfig(Section):
     """redis:// or rediss:// URL; empty: RANKGR_REDIS_URL, else a Valkey of our own in the workspace."""
     prefix: str = "rankgr"
     """First part of every key; tenants have different ones."""
+    username: SecretRef = ""
+    """User of Redis' access rules, as `env:NAME` or `file:PATH`; resolved by each process that connects."""
+    password: SecretRef = ""
+    """Password, in the same way; neither is needed where the URL holds them."""
+    ca_file: str = ""
+    """Certificate authority of a rediss:// server; empty: those of the system."""
     ttl_hours: float = Field(72.0, gt=0)
     keep_versions: int = Field(2, ge=1)
+    """Newest versions that stay besides the active one."""
+    grace_minutes: float = Field(60.0, ge=0)
+    """How long a version stays after it was last the active one, for a way back."""
 
 
 class ServingConfig(Section):
@@ -311,10 +322,21 @@ class ServingConfig(Section):
     precompute_max_replicas: int = Field(2, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     """How long a precompute replica waits for more users before it computes."""
+    max_pending: int = Field(200, ge=1)
+    """Fresh slates under way in one ingress replica; further early requests are answered 429."""
+    deadline_s: float = Field(10.0, gt=0)
+    """A fresh slate that is not there after so long is given up: the user has gone on."""
+    fresh_minutes: float = Field(30.0, ge=0)
+    """How long a slate that was computed on request is called fresh."""
+    stale_hours: float = Field(24.0, gt=0)
+    """An older slate is served and computed anew, once."""
+    sync_minutes: float = Field(60.0, gt=0)
+    """How often the registry is asked for another champion, whose weights are then swapped in."""
     precompute_actors: int = Field(2, ge=1)
     """Ray Data actors of the batch job that fills the slate store."""
-    allow_remote: bool = False
-    """Let `host` be other than the loopback interface, although requests carry no token yet."""
+    tokens: list[Annotated[SecretRef, Field(min_length=1)]] = []
+    """Tokens that requests which may change something must bring, as `env:NAME` or `file:PATH`: several while one replaces another.
+    Empty asks for none, which only the loopback interface may."""
 
 
 class ClusterConfig(Section):

@@ -17,9 +17,9 @@ import numpy as np
 from infra.errors import ConfigError, DataError, IntegrityError
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")  # neither a separator nor a character that SCAN's patterns know
-_SLATE_FORMAT, _HISTORY_FORMAT = 1, 2
+_SLATE_FORMAT, _HISTORY_FORMAT = 1, 3
 _SLATE_HEAD = struct.Struct("<B?qHI")  # format, fresh, computed_at, bytes of the version, items
-_HISTORY_HEAD = struct.Struct("<BI")  # format, events
+_HISTORY_HEAD = struct.Struct("<BIq")  # format, events, until
 _MAX_USER_BYTES = 1024
 
 
@@ -45,11 +45,16 @@ class Slate:
 
 @dataclass(frozen=True)
 class UserHistory:
-    """What a user did, in time order: items and the feedback level of each event."""
+    """What a user did, in time order: items and the feedback level of each event.
+
+    Attributes:
+        until: time of the last event that is included, milliseconds since the epoch; what happened later is no part of it.
+    """
 
     user_id: str
     item_ids: tuple[str, ...]
     levels: tuple[int, ...]
+    until: int = 0
 
 
 def encode_slate(slate: Slate) -> bytes:
@@ -77,15 +82,15 @@ def encode_history(history: UserHistory) -> bytes:
     if len(history.item_ids) != len(history.levels):
         raise ValueError(f"{len(history.item_ids)} items but {len(history.levels)} levels")
     ids = json.dumps(history.item_ids, ensure_ascii=False, separators=(",", ":")).encode()
-    return _HISTORY_HEAD.pack(_HISTORY_FORMAT, len(history.levels)) + bytes(history.levels) + ids
+    return _HISTORY_HEAD.pack(_HISTORY_FORMAT, len(history.levels), history.until) + bytes(history.levels) + ids
 
 
 def decode_history(user_id: str, blob: bytes) -> UserHistory:
     """Inverse of `encode_history`; raises `IntegrityError` on bytes that are not a history."""
     with _decoding(blob, _HISTORY_FORMAT):
-        _, count = _HISTORY_HEAD.unpack_from(blob)
+        _, count, until = _HISTORY_HEAD.unpack_from(blob)
         ids_at = _HISTORY_HEAD.size + count
-        return UserHistory(user_id, _id_list(blob[ids_at:], count), tuple(blob[_HISTORY_HEAD.size : ids_at]))
+        return UserHistory(user_id, _id_list(blob[ids_at:], count), tuple(blob[_HISTORY_HEAD.size : ids_at]), until)
 
 
 @contextmanager
@@ -118,6 +123,8 @@ class Keys:
     def __init__(self, prefix: str) -> None:
         self._prefix = _name(prefix, "slate_store.prefix")
         self.active, self.versions = f"{prefix}:active", f"{prefix}:versions"
+        self.events, self.quarantine = f"{prefix}:events", f"{prefix}:quarantine"
+        self.retired, self.seen = f"{prefix}:retired", f"{prefix}:seen"
 
     def meta(self, version: str) -> str:
         """Marker of a complete version."""
@@ -138,6 +145,14 @@ class Keys:
     def history(self, user_id: str) -> str:
         """History of a user."""
         return f"{self._prefix}:history:{_user(user_id)}"
+
+    def recent(self, user_id: str) -> str:
+        """Events of a user behind the history."""
+        return f"{self._prefix}:recent:{_user(user_id)}"
+
+    def claim(self, version: str, user_id: str) -> str:
+        """Says that somebody computes a slate."""
+        return f"{self._prefix}:claim:{_name(version, 'model version')}:{_user(user_id)}"
 
 
 def _name(value: str, what: str) -> str:

@@ -7,10 +7,13 @@ ahead of the request and looked up when it comes.
 
     {prefix}:active                      version that readers see
     {prefix}:versions                    sorted set: version -> time of its first slate (µs)
+    {prefix}:retired                     sorted set: version -> when it ceased to be the active one (µs)
     {prefix}:meta:{version}              hash, written when every slate of the version is in
     {prefix}:fallback:{version}          popular items, for users without a slate
     {prefix}:slate:{version}:{user_id}   one slate
     {prefix}:history:{user_id}           what the user did, whatever the version
+    {prefix}:events, {prefix}:quarantine see `infra.event_stream`
+    {prefix}:recent, :seen, :claim       see `infra.activity`
 
 User ids are opaque and stand at the end of a key, so no separator in them can make one key look like another.
 """
@@ -19,11 +22,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
@@ -31,46 +33,15 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from infra.errors import ConfigError, IntegrityError, ServiceError
+from infra.errors import IntegrityError, ServiceError
+from infra.redis_client import access_of, client_options, service_error, url_error, without_password
+from infra.sections import SlateStoreConfig
 from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
 
 __all__ = ["AsyncSlateReader", "Slate", "SlateStore", "UserHistory", "without_password"]
 
 T = TypeVar("T")
 _READ_ATTEMPTS = 5
-_UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
-
-
-def without_password(url: str) -> str:
-    """A Redis URL fit for logs and messages: no user, password or query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _service_error(error: redis.RedisError, url: str) -> ServiceError:
-    where = without_password(url)
-    if isinstance(error, redis.AuthenticationError):
-        return ServiceError("Redis refused the password", where=where, mend="check user and password in slate_store.url")
-    if isinstance(error, _UNAVAILABLE):
-        return ServiceError("Redis does not answer", where=where, mend="start it, or check slate_store.url and RANKGR_REDIS_URL")
-    return ServiceError(f"Redis refused a command: {error}", where=where, mend="check its memory limit, role and access rules")
-
-
-def _client_options(retry: Any, timeout_s: float) -> dict[str, Any]:
-    return {
-        "retry": retry,
-        "retry_on_error": [*_UNAVAILABLE, redis.BusyLoadingError],
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        "socket_keepalive": True,
-    }
-
-
-def _url_error(url: str) -> ConfigError:
-    return ConfigError("slate_store.url is not a Redis URL", where=without_password(url), mend="write redis://HOST:PORT/DB")
 
 
 class SlateStore:
@@ -81,19 +52,43 @@ class SlateStore:
         prefix: first part of every key.
         ttl_hours: life of a slate; up to a tenth is added at random, so that they do not expire all at once.
         keep_versions: newest versions that `drop_old` keeps besides the active one.
+        grace_minutes: how long it keeps others after they were last active, or first written.
+        access: options of the client, see `infra.redis_client.access_of`.
 
     Raises:
         ConfigError: URL or prefix are not usable.
         ServiceError: by every method, when Redis does not answer after a few retries with back-off.
     """
 
-    def __init__(self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, keep_versions: int = 2) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "rankgr",
+        ttl_hours: float = 72.0,
+        keep_versions: int = 2,
+        grace_minutes: float = 0.0,
+        access: Mapping[str, Any] | None = None,
+    ) -> None:
         self.url, self.keys, self._keep = url, Keys(prefix), keep_versions
-        self._ttl_ms = int(ttl_hours * 3_600_000)
+        self._ttl_ms, self._grace_us = int(ttl_hours * 3_600_000), int(grace_minutes * 60_000_000)
+        options = client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0, access)
         try:
-            self._redis: Any = redis.Redis.from_url(url, **_client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0))
+            self._redis: Any = redis.Redis.from_url(url, **options)
         except ValueError:
-            raise _url_error(url) from None  # its message may quote the password
+            raise url_error(url) from None  # its message may quote the password
+
+    @classmethod
+    def of(cls, config: SlateStoreConfig, url: str) -> Self:
+        """The store of the settings, at a URL."""
+        return cls(
+            url,
+            prefix=config.prefix,
+            ttl_hours=config.ttl_hours,
+            keep_versions=config.keep_versions,
+            grace_minutes=config.grace_minutes,
+            access=access_of(config, url),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +105,7 @@ class SlateStore:
         try:
             yield
         except redis.RedisError as error:
-            raise _service_error(error, self.url) from error
+            raise service_error(error, self.url) from error
 
     def ping(self) -> None:
         """Raise `ServiceError` unless Redis answers."""
@@ -123,7 +118,7 @@ class SlateStore:
         Returns:
             how many were written.
         """
-        self._register(version)
+        self.register(version)
         return self._write(((self.keys.slate(version, slate.user_id), encode_slate(slate)) for slate in slates), batch)
 
     def publish_fallback(self, version: str, slate: Slate) -> None:
@@ -145,21 +140,22 @@ class SlateStore:
             for chunk in _chunks(blobs, batch):
                 pipe = self._redis.pipeline(transaction=False)
                 for key, blob in chunk:
-                    pipe.set(key, blob, px=_jittered(self._ttl_ms))
+                    pipe.set(key, blob, px=jittered(self._ttl_ms))
                 pipe.execute()
                 written += len(chunk)
         return written
 
     def complete(self, version: str, *, users: int) -> None:
         """Mark that every slate of a version has been written."""
-        self._register(version)
+        self.register(version)
         with self._errors():
             self._redis.hset(self.keys.meta(version), mapping={"users": users, "completed_at": time.time_ns() // 1_000_000})
 
-    def _register(self, version: str) -> None:
+    def register(self, version: str) -> None:
+        """Make a version known, so that slates of it may be put."""
         self.keys.meta(version)  # refuses a name that is not usable
         with self._errors():
-            self._redis.zadd(self.keys.versions, {version: time.time_ns() // 1000}, nx=True)
+            self._redis.zadd(self.keys.versions, {version: _now_us()}, nx=True)
 
     def activate(self, version: str) -> None:
         """Show a version to the readers.
@@ -174,7 +170,9 @@ class SlateStore:
                     where=f"{without_password(self.url)} {version}",
                     mend="run `rankgr precompute`",
                 )
-            self._redis.set(self.keys.active, version)
+            before = self._redis.set(self.keys.active, version, get=True)
+            if before is not None:
+                self._redis.zadd(self.keys.retired, {before: _now_us()})
 
     def versions(self) -> list[str]:
         """All versions with slates, the newest first, complete or not."""
@@ -192,17 +190,37 @@ class SlateStore:
         with self._errors():
             return sum(1 for _ in self._redis.scan_iter(match=self.keys.slates(version), count=1000))
 
-    def drop_old(self) -> list[str]:
-        """Delete all versions but the active and the newest ones; returns those that went."""
-        active, versions = self.active_version(), self.versions()
-        dropped = [version for version in versions[self._keep :] if version != active]
+    def user_ids(self, version: str) -> Iterator[str]:
+        """Users with a slate of a version, in no order, some perhaps twice; walks over all keys."""
+        start = len(self.keys.slates(version)) - 1  # without the pattern's star
         with self._errors():
+            for key in self._redis.scan_iter(match=self.keys.slates(version), count=1000):
+                yield _text(key)[start:]
+
+    def last_seen(self) -> list[str]:
+        """Users that were active lately, the latest first (`infra.activity`)."""
+        with self._errors():
+            return [_text(user_id) for user_id in self._redis.zrevrange(self.keys.seen, 0, -1)]
+
+    def drop_old(self) -> list[str]:
+        """Delete all versions but the active one, the newest ones, and those that were active within the grace period.
+
+        Returns:
+            those that went.
+        """
+        active, versions = self.active_version(), self.versions()
+        with self._errors():
+            written = self._redis.zrange(self.keys.versions, 0, -1, withscores=True)
+            last_use = dict(written) | dict(self._redis.zrange(self.keys.retired, 0, -1, withscores=True))
+            too_late = _now_us() - self._grace_us
+            dropped = [one for one in versions[self._keep :] if one != active and last_use.get(one.encode(), 0.0) <= too_late]
             for version in dropped:
                 # Marker first: from here on nobody can activate what is being taken apart.
                 self._redis.unlink(self.keys.meta(version), self.keys.fallback(version))
                 for chunk in _chunks(self._redis.scan_iter(match=self.keys.slates(version), count=1000), 1000):
                     self._redis.unlink(*chunk)
                 self._redis.zrem(self.keys.versions, version)
+                self._redis.zrem(self.keys.retired, version)
         return dropped
 
     def active_version(self) -> str | None:
@@ -253,20 +271,28 @@ class AsyncSlateReader:
         prefix: first part of every key.
         ttl_hours: life of a slate that `put` writes.
         timeout_s: limit of one attempt to connect or to get an answer.
+        access: options of the client, see `infra.redis_client.access_of`.
 
     Raises:
         ConfigError: URL or prefix are not usable.
         ServiceError: by every method, when Redis does not answer.
     """
 
-    def __init__(self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5) -> None:
-        self.url, self.keys, self._ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
+    def __init__(
+        self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5, access: Mapping[str, Any] | None = None
+    ) -> None:
+        self.url, self.keys, self.ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
         self._known: str | None = None
         retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
         try:
-            self._redis: Any = redis.asyncio.Redis.from_url(url, **_client_options(retry, timeout_s))
+            self._redis: Any = redis.asyncio.Redis.from_url(url, **client_options(retry, timeout_s, access))
         except ValueError:
-            raise _url_error(url) from None  # its message may quote the password
+            raise url_error(url) from None  # its message may quote the password
+
+    @classmethod
+    def of(cls, config: SlateStoreConfig, url: str) -> Self:
+        """The reader of the settings, at a URL."""
+        return cls(url, prefix=config.prefix, ttl_hours=config.ttl_hours, access=access_of(config, url))
 
     async def __aenter__(self) -> Self:
         return self
@@ -283,7 +309,7 @@ class AsyncSlateReader:
         try:
             yield
         except redis.RedisError as error:
-            raise _service_error(error, self.url) from error
+            raise service_error(error, self.url) from error
 
     async def active_version(self) -> str | None:
         """The version that readers see."""
@@ -302,11 +328,7 @@ class AsyncSlateReader:
         """
         known = self._known
         for _ in range(_READ_ATTEMPTS):
-            async with self._errors():
-                pipe = self._redis.pipeline(transaction=True)
-                for command in _read_commands(self.keys, known, user_ids):
-                    pipe.execute_command(*command)
-                current, blobs = await pipe.execute()
+            current, blobs = await self.ask(_read_commands(self.keys, known, user_ids), atomic=True)
             if (found := _settled(known, current, user_ids, blobs)) is not None:
                 return found
             self._known = known = _text_or_none(current)
@@ -318,24 +340,22 @@ class AsyncSlateReader:
             blob = await self._redis.get(self.keys.fallback(version))
         return None if blob is None else decode_slate("", blob)
 
-    async def history(self, user_id: str) -> UserHistory | None:
-        """What a user did, if it was published."""
-        async with self._errors():
-            blob = await self._redis.get(self.keys.history(user_id))
-        return None if blob is None else decode_history(user_id, blob)
-
     async def put(self, slate: Slate) -> bool:
-        """Write a fresh slate if its version is the active one; returns whether it was written."""
-        if await self.active_version() != slate.model_version:
+        """Write a fresh slate unless its version is unknown, as a dropped one is; returns whether it was written."""
+        (known,) = await self.ask([("ZSCORE", self.keys.versions, slate.model_version)])
+        if known is None:
             return False
         async with self._errors():
-            await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=_jittered(self._ttl_ms))
+            await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=jittered(self.ttl_ms))
         return True
 
-    async def put_history(self, history: UserHistory) -> None:
-        """Write what a user did."""
+    async def ask(self, commands: Sequence[tuple[Any, ...]], *, atomic: bool = False) -> list[Any]:
+        """Answers to some commands in Redis' own words, in one round trip."""
         async with self._errors():
-            await self._redis.set(self.keys.history(history.user_id), encode_history(history), px=_jittered(self._ttl_ms))
+            pipe = self._redis.pipeline(transaction=atomic)
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute())
 
 
 def _read_commands(keys: Keys, known: str | None, user_ids: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -366,8 +386,13 @@ def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _jittered(ttl_ms: int) -> int:
+def jittered(ttl_ms: int) -> int:
+    """A time to live, up to a tenth longer, so that what was written together does not expire together."""
     return ttl_ms + random.randrange(ttl_ms // 10 + 1)  # noqa: S311 - spreads expiry, no secret
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _text(value: bytes) -> str:

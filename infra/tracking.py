@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from infra.sections import TrackingConfig
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model, no such alias
-_BUNDLE, _EVALUATION = "bundle_uri", "evaluation"
+_BUNDLE, _EVALUATION, _PROMOTED = "bundle_uri", "evaluation", "promoted_ms"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,25 @@ class Registered:
     bundle_uri: str
     evaluation: str
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the registry.
+
+    Attributes:
+        number: MLflow's version number.
+        bundle_uri: where its bundle lies.
+        created_ms: when it was registered, milliseconds since the epoch.
+        promoted_ms: when it last became champion; 0 if it never did.
+        is_champion: it has the alias now.
+    """
+
+    number: str
+    bundle_uri: str
+    created_ms: int
+    promoted_ms: int
+    is_champion: bool
 
 
 class Registry:
@@ -142,10 +162,33 @@ class Registry:
         """Give a version the alias `champion`."""
         from mlflow.exceptions import MlflowException
 
+        name = self.config.model_name
         try:
-            self.client.set_registered_model_alias(self.config.model_name, CHAMPION, number)
+            self.client.set_model_version_tag(name, number, _PROMOTED, str(time.time_ns() // 1_000_000))
+            self.client.set_registered_model_alias(name, CHAMPION, number)
         except MlflowException as error:
             raise _unreachable(self.uri, error) from error
+
+    def entries(self) -> list[Entry]:
+        """All versions, the newest first."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.search_model_versions(f"name = '{self.config.model_name}'")
+        except MlflowException as error:
+            raise _unreachable(self.uri, error) from error
+        champion = self.champion()
+        entries = [
+            Entry(
+                number=str(one.version),
+                bundle_uri=one.tags.get(_BUNDLE, ""),
+                created_ms=int(one.creation_timestamp),
+                promoted_ms=int(one.tags.get(_PROMOTED, 0)),
+                is_champion=champion is not None and champion.number == str(one.version),
+            )
+            for one in found
+        ]
+        return sorted(entries, key=lambda entry: -int(entry.number))
 
     def _experiment(self) -> str:
         existing = self.client.get_experiment_by_name(self.config.experiment)

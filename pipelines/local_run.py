@@ -60,7 +60,7 @@ def local_services(config: Config, *, redis: bool = True) -> Iterator[None]:
             os.environ[REDIS_URL] = url
             stack.callback(os.environ.pop, REDIS_URL, None)
         if redis:
-            with SlateStore(redis_url(config)) as store:  # now rather than after an hour of training
+            with SlateStore.of(config.slate_store, redis_url(config)) as store:  # now rather than after an hour of training
                 store.ping()
         stack.enter_context(ray_session(config.cluster))
         yield

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,18 +12,30 @@ import httpx
 from components.precompute.job import Loader, load_bundle
 from infra.cluster import quiet_ray
 from infra.config import Config
-from infra.errors import ConfigError, ServiceError
+from infra.errors import ServiceError
 from infra.local import free_port, require_port
 from infra.logs import get_logger
+from serving.auth import token_digests
+from serving.flights import Outcome, SlateRequest
 from serving.ingress import Ingress
 from serving.precompute import Precompute
 
-APP = "rankgr"
+APP, MODEL = "rankgr", "Precompute"
 _READY_S = 180.0
+_CODE_VERSION = "1"
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 _REPLICA_CPUS = 0.1  # logical: replicas sleep most of the time and must fit beside a pipeline
 
 
-def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version: str = "", loader: Loader = load_bundle) -> Any:
+def build_app(
+    config: Config,
+    bundle_uri: str | None,
+    redis_url: str,
+    *,
+    version: str = "",
+    loader: Loader = load_bundle,
+    held: Mapping[str, str] | None = None,
+) -> Any:
     """The Ray Serve application.
 
     Args:
@@ -33,6 +44,7 @@ def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version
         redis_url: the slate store.
         version: the bundle's version, shown with the fallback in memory.
         loader: how a model replica loads the bundle.
+        held: URI and version of each bundle that model replicas hold; by default the served one.
     """
     from ray import serve
 
@@ -40,24 +52,66 @@ def build_app(config: Config, bundle_uri: str | None, redis_url: str, *, version
     options = {"num_cpus": _REPLICA_CPUS}
     model = None
     if bundle_uri is not None:
-        model = serve.deployment(
-            Precompute,
-            name="Precompute",
+        model = _in_place(
+            serve.deployment(
+                Precompute,
+                name=MODEL,
+                ray_actor_options=options,
+                max_ongoing_requests=4 * config.decoding.users_per_batch,
+                max_queued_requests=settings.max_pending,
+                autoscaling_config={
+                    "min_replicas": settings.precompute_min_replicas,
+                    "max_replicas": max(settings.precompute_min_replicas, settings.precompute_max_replicas),
+                    "target_ongoing_requests": 2 * config.decoding.users_per_batch,
+                },
+                user_config=dict(held or {bundle_uri: version}),
+            )
+        ).bind(config_json, redis_url, loader)
+    return _in_place(
+        serve.deployment(
+            serve.ingress()(Ingress),
+            name="Ingress",
+            num_replicas=settings.retrieval_replicas,
             ray_actor_options=options,
-            max_ongoing_requests=4 * config.decoding.users_per_batch,
-            autoscaling_config={
-                "min_replicas": settings.precompute_min_replicas,
-                "max_replicas": max(settings.precompute_min_replicas, settings.precompute_max_replicas),
-                "target_ongoing_requests": 2 * config.decoding.users_per_batch,
-            },
-        ).bind(config_json, bundle_uri, redis_url, loader)
-    return serve.deployment(
-        serve.ingress()(Ingress),
-        name="Ingress",
-        num_replicas=settings.retrieval_replicas,
-        ray_actor_options=options,
-        max_ongoing_requests=1000,
-    ).bind(config_json, bundle_uri, redis_url, version, model)
+            max_ongoing_requests=1000,
+            user_config={"uri": bundle_uri or "", "version": version},
+        )
+    ).bind(config_json, redis_url, model, token_digests(settings))
+
+
+def _in_place(deployment: Any) -> Any:
+    """Keep the replicas where only `user_config` changes: without a code version of ours, Serve makes one up for each deploy."""
+    return deployment.options(version=_CODE_VERSION, _internal=True)
+
+
+class LiveService:
+    """The running application, as `serving.sync` sees it.
+
+    Args:
+        config: as the application was started with, like the other arguments.
+        redis_url: the slate store.
+        loader: how a model replica loads a bundle.
+    """
+
+    def __init__(self, config: Config, redis_url: str, *, loader: Loader = load_bundle) -> None:
+        self.config, self.redis_url, self.loader = config, redis_url, loader
+
+    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
+        """Change which bundle is shown and which ones the model replicas hold, in place; returns when all replicas have seen it."""
+        from ray import serve
+
+        app = build_app(self.config, bundle_uri, self.redis_url, version=version, loader=self.loader, held=held)
+        serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)])
+
+    def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        """Have slates computed and stored; returns for each what became of it."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(MODEL, APP)
+        answers = [handle.compute.remote(request) for request in requests]
+        return [
+            answer.result(timeout_s=max(request.deadline - time.time(), 0.0)) for request, answer in zip(requests, answers, strict=True)
+        ]
 
 
 @contextmanager
@@ -81,23 +135,22 @@ def start(
         ends_with_cluster: do not wait for replicas to leave one by one, since the caller ends the whole cluster.
 
     Raises:
-        ConfigError: the host is not the loopback interface and `serving.allow_remote` is not set.
+        ConfigError: the host is not the loopback interface and no token is configured.
         ServiceError: the port is taken, or the application does not become ready.
     """
     from ray import serve
 
     host, port = config.serving.host, config.serving.port
-    _check_host(config)
+    token_digests(config.serving)  # what is wrong with them is said before Ray is asked for anything
     if port:
         require_port(host, port, setting="serving.port")
     port = port or free_port(host)
     quiet_ray()
-    logging = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
     try:
         app = build_app(config, bundle_uri, redis_url, version=version, loader=loader)
         serve.run_many(
-            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=logging)],
+            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
@@ -131,27 +184,6 @@ def _wait_until_ready(url: str) -> None:
     raise ServiceError(
         f"the application is not ready after {_READY_S:.0f} s", where=url, mend="free CPU slots of the cluster (cluster.cpus)"
     )
-
-
-def _check_host(config: Config) -> None:
-    host = config.serving.host
-    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
-        return
-    if not config.serving.allow_remote:
-        raise ConfigError(
-            f"serving.host {host!r} opens the service to other machines, and requests carry no token yet",
-            where="serving.host",
-            mend="serve on 127.0.0.1 behind a gateway, or --set serving.allow_remote=true",
-        )
-    get_logger("serving").warning("open to other machines without a token: anyone who reaches the port can ask", host=host)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _reachable(host: str) -> str:

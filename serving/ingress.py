@@ -1,203 +1,81 @@
-"""The HTTP face: a FastAPI application over `Retrieval`, and the Ray Serve deployment that runs it."""
+"""The Ray Serve deployment that answers over HTTP: reads slates, hands early triggers on to the model replicas."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fastapi import FastAPI, Query, Request
-from fastapi.encoders import jsonable_encoder
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI
 
 from infra.catalogue import Catalogue
 from infra.config import Config
-from infra.errors import ConfigError, DataError, RankGRError, ServiceError
+from infra.errors import RankGRError
+from infra.event_stream import AsyncEventWriter
 from infra.logs import get_logger
+from infra.metrics import Meter
+from infra.redis_client import access_of
 from infra.slate_store import AsyncSlateReader
-from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
-
-DEFAULT_K = 20
-MAX_BATCH = 1000
-MAX_EVENTS = 200
-_MAX_PENDING = 1000  # early triggers under way in one replica; more are refused
-
-Trigger = Callable[[str, list[tuple[str, int]]], Awaitable[None]]
-Observe = Callable[[str, float], None]
-UserId = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class BatchRequest(BaseModel):
-    """Users whose slates are wanted."""
-
-    model_config = ConfigDict(extra="forbid")
-    user_ids: list[UserId] = Field(min_length=1, max_length=MAX_BATCH)
-    k: int = Field(DEFAULT_K, ge=1)
-
-
-class BatchAnswer(BaseModel):
-    """One slate a user, in the order they were asked for."""
-
-    slates: list[SlateAnswer]
-
-
-class NewEvent(BaseModel):
-    """Something a user has just done."""
-
-    model_config = ConfigDict(extra="forbid")
-    item_id: str = Field(min_length=1)
-    level: int = Field(2, ge=1, le=4)
-
-
-class EarlyRequest(BaseModel):
-    """A user who is about to ask for a slate, and what happened since the last one."""
-
-    model_config = ConfigDict(extra="forbid")
-    user_id: UserId
-    events: list[NewEvent] = Field([], max_length=MAX_EVENTS)
-
-
-class Accepted(BaseModel):
-    """The slate is being computed."""
-
-    user_id: str
-    status: str = "accepted"
-
-
-class Health(BaseModel):
-    """State of the service."""
-
-    status: str
-    model_version: str | None = None
-
-
-def create_api(retrieval: Retrieval, *, slate_size: int, trigger: Trigger | None = None, observe: Observe | None = None) -> FastAPI:
-    """The application, free of Ray.
-
-    Args:
-        retrieval: answers the requests.
-        slate_size: the largest k.
-        trigger: starts the computation of a fresh slate and returns before it is done; None: there is no model.
-        observe: is told the source of each slate and the seconds it took.
-    """
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> Any:
-        yield
-        await retrieval.reader.close()
-
-    api = FastAPI(title="RankGR", lifespan=lifespan)
-    api.add_exception_handler(RankGRError, _our_error)
-    api.add_exception_handler(RequestValidationError, _bad_input)
-
-    async def timed(user_ids: Sequence[str], k: int) -> list[SlateAnswer]:
-        start = time.perf_counter()
-        answers = await retrieval.slates(user_ids, k)
-        if observe is not None:
-            seconds = (time.perf_counter() - start) / len(answers)
-            for answer in answers:
-                observe(answer.source, seconds)
-        return answers
-
-    @api.get("/healthz")
-    async def healthz() -> Health:
-        return Health(status="alive")
-
-    @api.get("/readyz")
-    async def readyz() -> Health:
-        return Health(status="ready", model_version=await retrieval.ready())
-
-    # `:path` lets ids hold slashes: they are opaque.
-    @api.get("/v1/users/{user_id:path}/slate")
-    async def slate(user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size)) -> SlateAnswer:
-        return (await timed([user_id], k))[0]
-
-    @api.post("/v1/slates:batch")
-    async def slates(body: BatchRequest) -> BatchAnswer:
-        return BatchAnswer(slates=await timed(body.user_ids, min(body.k, slate_size)))
-
-    @api.get("/v1/users/{user_id:path}/history")
-    async def history(user_id: str) -> HistoryAnswer:
-        return await retrieval.history(user_id)
-
-    @api.get("/v1/items/{item_id:path}", response_model=ItemAnswer)
-    async def item(item_id: str) -> ItemAnswer | JSONResponse:
-        found = retrieval.item(item_id)
-        return found or _error(404, "the catalogue has no such item", "check the id")
-
-    @api.post("/v1/requests", status_code=202)
-    async def early(body: EarlyRequest) -> Accepted:
-        if trigger is None:
-            raise ServiceError("this service has no model to compute slates with", mend="start it with a bundle")
-        await trigger(body.user_id, [(event.item_id, event.level) for event in body.events])
-        return Accepted(user_id=body.user_id)
-
-    return api
-
-
-def _error(status: int, what: str, mend: str, **more: Any) -> JSONResponse:
-    return JSONResponse({"what": what, "mend": mend, **more}, status_code=status)
-
-
-async def _our_error(_: Request, error: Exception) -> JSONResponse:
-    # `where` may name addresses inside the cluster: it stays in the log.
-    if not isinstance(error, RankGRError):
-        raise error
-    status = 422 if isinstance(error, DataError | ConfigError) else 503 if isinstance(error, ServiceError) else 500
-    if status >= 500:
-        get_logger("ingress").error(error.what, where=error.where)
-    return _error(status, error.what, error.mend)
-
-
-async def _bad_input(_: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    problems = [{"where": ".".join(map(str, problem["loc"])), "what": problem["msg"]} for problem in error.errors()]
-    return _error(422, "the request is not valid", "see /docs for its form", problems=jsonable_encoder(problems))
+from serving.api import create_api
+from serving.flights import FreshSlates, Outcome, SlateRequest
+from serving.intake import EventIntake
+from serving.retrieval import Retrieval
+from serving.stats import Stats
 
 
 class Ingress:
-    """Ray Serve's replica of the application: opens the store, reads the catalogue, counts what it answers."""
+    """One replica: connections to the store, the catalogue, counts of what it answers.
 
-    def __init__(self, config_json: str, bundle_uri: str | None, redis_url: str, version: str, precompute: Any) -> None:
-        from ray.util.metrics import Counter, Histogram
+    Args:
+        config_json: `Config.to_json`.
+        redis_url: the slate store.
+        precompute: handle of the model replicas; None: there are none.
+        token_digests: see `serving.api.create_api`.
+    """
 
-        self.config = Config.from_json(config_json)
-        store = self.config.slate_store
-        reader = AsyncSlateReader(redis_url, prefix=store.prefix, ttl_hours=store.ttl_hours)
-        catalogue = Catalogue(bundle_uri) if bundle_uri else None
-        self.retrieval = Retrieval(reader, catalogue, slate_size=self.config.decoding.slate_size, version=version)
-        self.precompute = precompute
-        self.pending: set[asyncio.Task[None]] = set()
-        self.log = get_logger("ingress")
-        self.slates_total = Counter("rankgr_slates", description="Slates answered.", tag_keys=("source",))
-        self.seconds = Histogram(
-            "rankgr_slate_seconds", description="Time to look a slate up.", boundaries=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    def __init__(self, config_json: str, redis_url: str, precompute: Any, token_digests: Sequence[str]) -> None:
+        self.config, self.precompute, self.token_digests = Config.from_json(config_json), precompute, token_digests
+        settings, store, meter = self.config.serving, self.config.slate_store, Meter(to_ray=True)
+        reader = AsyncSlateReader.of(store, redis_url)
+        self.retrieval = Retrieval(
+            reader,
+            None,
+            slate_size=self.config.decoding.slate_size,
+            fresh_s=settings.fresh_minutes * 60,
+            stale_s=settings.stale_hours * 3600,
+            meter=meter,
         )
+        writer = AsyncEventWriter(redis_url, prefix=store.prefix, access=access_of(store, redis_url))
+        self.intake = EventIntake(writer, self.retrieval.activity)
+        self.stats, self.log = Stats(meter), get_logger("ingress")
+        self.fresh = FreshSlates(
+            self._ask, self.retrieval.activity, max_pending=settings.max_pending, deadline_s=settings.deadline_s, meter=meter
+        )
+        if precompute is not None:
+            self.retrieval.revalidate = self.fresh.revalidate
+
+    async def reconfigure(self, shown: Mapping[str, str]) -> None:
+        """Show the items of a bundle (`uri`, `version`); one that cannot be read is refused and the old one stays."""
+        try:
+            catalogue = await asyncio.to_thread(Catalogue, shown["uri"]) if shown["uri"] else None
+        except RankGRError as error:
+            if self.retrieval.catalogue is None:
+                raise
+            self.log.warning("a catalogue was refused, the old one stays", reason=error.what, where=error.where)
+        else:
+            self.retrieval.take(catalogue, shown["version"])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        trigger = self._trigger if self.precompute is not None else None
-        return create_api(self.retrieval, slate_size=self.config.decoding.slate_size, trigger=trigger, observe=self._observe)
+        return create_api(
+            self.retrieval,
+            slate_size=self.config.decoding.slate_size,
+            intake=self.intake,
+            trigger=self.fresh if self.precompute is not None else None,
+            stats=self.stats,
+            token_digests=self.token_digests,
+        )
 
-    def _observe(self, source: str, seconds: float) -> None:
-        self.slates_total.inc(1, {"source": source})
-        self.seconds.observe(seconds)
-
-    async def _trigger(self, user_id: str, events: list[tuple[str, int]]) -> None:
-        if len(self.pending) >= _MAX_PENDING:
-            raise ServiceError("too many slates are being computed", mend="try again later, or raise serving.precompute_max_replicas")
-        task = asyncio.create_task(self._compute(user_id, events))
-        self.pending.add(task)  # a task that nobody holds may be collected before it ends
-        task.add_done_callback(self.pending.discard)
-
-    async def _compute(self, user_id: str, events: list[tuple[str, int]]) -> None:
-        try:
-            await self.precompute.compute.remote((user_id, events))
-        except Exception as error:
-            # Nobody waits for the result; the user keeps the slate of before.
-            self.log.warning("a fresh slate could not be computed", reason=str(error).splitlines()[0])
+    async def _ask(self, request: SlateRequest) -> Outcome:
+        outcome: Outcome = await self.precompute.compute.remote(request)
+        return outcome

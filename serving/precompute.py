@@ -1,91 +1,140 @@
-"""Model replicas that compute a fresh slate when a user is about to ask for one: the early trigger (RankGR 3.4)."""
+"""Model replicas that compute a fresh slate when a user is about to ask for one: the early trigger (RankGR 3.4).
+
+A replica holds one bundle, and two while one replaces the other. Each request names the version it wants, so that no
+slate is ever stored under a version other than that of the weights which computed it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ray import serve
 
-from components.precompute.job import HISTORY_LIMIT, Loader, history_of, slates_of
+from components.precompute.job import Loader, history_of, slates_of
+from infra.activity import UserActivity
 from infra.config import Config
+from infra.errors import IntegrityError
 from infra.logs import get_logger
+from infra.metrics import Meter
 from infra.slate_store import AsyncSlateReader, UserHistory
+from serving.flights import Outcome, SlateRequest
 
-Request = tuple[str, list[tuple[str, int]]]
-"""A user and what they did since: (item id, level) in time order."""
+
+@dataclass(frozen=True)
+class Loaded:
+    """A bundle ready to rank: where it came from, its recommender, the index of each item id."""
+
+    uri: str
+    bundle: Any
+    recommender: Any
+    index: Mapping[str, int]
 
 
 class Precompute:
-    """One replica: a bundle in memory and a connection to the slate store.
+    """One replica: bundles in memory and a connection to the slate store.
 
     Args:
         config_json: `Config.to_json`.
-        bundle_uri: the bundle to load.
         redis_url: where histories come from and slates go.
-        loader: how the bundle is loaded.
+        loader: how a bundle is loaded.
+        to_ray: report metrics to Ray.
     """
 
-    def __init__(self, config_json: str, bundle_uri: str, redis_url: str, loader: Loader) -> None:
-        self.config = Config.from_json(config_json)
-        self.bundle = loader(bundle_uri)
-        self.recommender = self.bundle.recommender()
-        self.index = {item_id: index for index, item_id in enumerate(self.bundle.item_ids)}
-        store = self.config.slate_store
-        self.reader = AsyncSlateReader(redis_url, prefix=store.prefix, ttl_hours=store.ttl_hours)
+    def __init__(self, config_json: str, redis_url: str, loader: Loader, *, to_ray: bool = True) -> None:
+        self.config, self.loader = Config.from_json(config_json), loader
+        self.models: Mapping[str, Loaded] = {}
+        self.reader = AsyncSlateReader.of(self.config.slate_store, redis_url)
+        self.activity, self.meter = UserActivity(self.reader), Meter(to_ray=to_ray)
         self.log = get_logger("precompute")
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(1)  # replicas share the cores; more of them come by autoscaling
         batching: Any = self.compute
         batching.set_max_batch_size(self.config.decoding.users_per_batch)
         batching.set_batch_wait_timeout_s(self.config.serving.batch_wait_ms / 1000)
 
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def compute(self, requests: list[Request]) -> list[bool]:
-        """Compute and store slates; returns for each request whether it was stored.
+    async def reconfigure(self, wanted: Mapping[str, str]) -> None:
+        """Hold exactly these bundles; called by Serve at the start and, without a restart, whenever they change.
 
-        It is not where another version than this replica's bundle is active.
+        New ones are loaded aside while requests go on, then one reference is replaced. A batch under way ends with the
+        model that it began with. Where one is damaged, it is refused and all that were there stay.
+
+        Args:
+            wanted: version (empty: whatever it is) of the bundle at each URI.
+
+        Raises:
+            Exception: nothing was there, and a bundle cannot be loaded.
         """
-        events: dict[str, list[tuple[str, int]]] = {}
-        for user_id, new in requests:
-            events.setdefault(user_id, []).extend(new)
-        users = list(events)
-        histories = await asyncio.gather(*(self._history(user_id, events[user_id]) for user_id in users))
-        decoding = self.config.decoding
+        held = {model.uri: model for model in self.models.values()}
+        start = time.monotonic()
+        try:
+            models = [held[uri] if uri in held else await asyncio.to_thread(self._load, uri, version) for uri, version in wanted.items()]
+        except Exception as error:
+            self.meter.count("rankgr_swaps", outcome="refused")
+            if not self.models:
+                raise
+            self.log.exception("a bundle was refused, the old one keeps serving", reason=str(error).splitlines()[0])
+            return
+        before, self.models = self.models, {model.bundle.version: model for model in models}
+        for version in before.keys() | self.models.keys():
+            self.meter.set("rankgr_model_loaded", version in self.models, version=version)
+        if any(uri not in held for uri in wanted):
+            self.meter.count("rankgr_swaps", outcome="done")
+            self.meter.observe("rankgr_swap_seconds", time.monotonic() - start)
+
+    def _load(self, uri: str, version: str) -> Loaded:
+        bundle = self.loader(uri)
+        if version and bundle.version != version:
+            raise IntegrityError(f"the bundle has version {bundle.version}, not {version}", where=uri, mend="release the model again")
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # replicas share the cores; more of them come by autoscaling
+        return Loaded(uri, bundle, bundle.recommender(), {item_id: index for index, item_id in enumerate(bundle.item_ids)})
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def compute(self, requests: list[SlateRequest]) -> list[Outcome]:
+        """Called with one request at a time, batched by Serve."""
+        return await self.answer(requests)
+
+    async def answer(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        """Compute and store slates; returns for each request what became of it."""
+        models, now = self.models, time.time()
+        outcomes: dict[tuple[str, str], Outcome] = {}
+        for version in {request.version for request in requests}:
+            asked = [request for request in requests if request.version == version]
+            in_time = dict.fromkeys(request.user_id for request in asked if request.deadline > now)
+            outcomes |= {(request.user_id, version): "late" for request in asked}
+            if version not in models:
+                outcomes |= {(user_id, version): "unknown version" for user_id in in_time}
+            elif in_time:
+                stored = await self._slates(models[version], list(in_time))
+                outcomes |= {(u, version): "stored" if done else "dropped version" for u, done in zip(in_time, stored, strict=True)}
+        self.log.debug("batch", users=len(outcomes), request_ids=[request.request_id for request in requests if request.request_id])
+        return [outcomes[request.user_id, request.version] for request in requests]
+
+    async def _slates(self, model: Loaded, users: Sequence[str]) -> list[bool]:
+        """Compute and store the slates of some users; returns for each whether it was stored."""
+        histories = await asyncio.gather(*map(self.activity.history, users))
+        decoding, start = self.config.decoding, time.monotonic()
         slates = await asyncio.to_thread(
             slates_of,
-            self.bundle,
+            model.bundle,
             users,
-            [history_of(*self._indices(history), self.config.retriever.history_min_level) for history in histories],
+            [history_of(*_indices(history, model.index), self.config.retriever.history_min_level) for history in histories],
             k=decoding.slate_size,
             exclude_seen=decoding.exclude_seen,
-            recommender=self.recommender,
+            recommender=model.recommender,
             fresh=True,
         )
-        stored = dict(zip(users, await asyncio.gather(*map(self.reader.put, slates)), strict=True))
-        if not all(stored.values()):
-            self.log.warning("slates were not stored: another version is active", own=self.bundle.version)
-        return [stored[user_id] for user_id, _ in requests]
+        self.meter.observe("rankgr_batch_users", len(users))
+        self.meter.observe("rankgr_batch_seconds", time.monotonic() - start)
+        return list(await asyncio.gather(*map(self.reader.put, slates)))
 
-    async def _history(self, user_id: str, events: Sequence[tuple[str, int]]) -> UserHistory:
-        """The stored history with the new events behind it, which is stored in turn."""
-        old = await self.reader.history(user_id) or UserHistory(user_id, (), ())
-        known = [(item, level) for item, level in events if item in self.index]
-        if len(known) < len(events):
-            self.log.warning("events were left out: this model does not know their items", events=len(events) - len(known))
-        if not known:
-            return old
-        items = (*old.item_ids, *(item for item, _ in known))[-HISTORY_LIMIT:]
-        levels = (*old.levels, *(level for _, level in known))[-HISTORY_LIMIT:]
-        history = UserHistory(user_id, items, levels)
-        await self.reader.put_history(history)
-        return history
 
-    def _indices(self, history: UserHistory) -> tuple[list[int], list[int]]:
-        """Catalogue indices and levels of the events whose items this bundle knows."""
-        pairs = [(self.index[item], level) for item, level in zip(history.item_ids, history.levels, strict=True) if item in self.index]
-        indices, levels = np.array(pairs, np.int64).reshape(-1, 2).T.tolist()
-        return indices, levels
+def _indices(history: UserHistory, index: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """Catalogue indices and levels of the events whose items a bundle knows."""
+    pairs = [(index[item], level) for item, level in zip(history.item_ids, history.levels, strict=True) if item in index]
+    indices, levels = np.array(pairs, np.int64).reshape(-1, 2).T.tolist()
+    return indices, levels

@@ -7,17 +7,19 @@ fallback that needs nobody.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel
 
+from infra.activity import UserActivity
 from infra.catalogue import Catalogue
 from infra.errors import DataError, RankGRError, ServiceError
 from infra.logs import get_logger
+from infra.metrics import Meter
 from infra.slate_store import AsyncSlateReader, Slate
 
-Source = Literal["slate", "fresh", "fallback"]
+Source = Literal["fresh", "stored", "stale", "popular", "fallback"]
 _REST_S = 1.0  # after a failure Redis is left alone for this long, so that a dead one costs one time-out a second, not one a request
 
 
@@ -32,8 +34,8 @@ class RankedItem(BaseModel):
 class SlateAnswer(BaseModel):
     """A slate as it is sent, and where it comes from.
 
-    `slate`: computed by the batch job; `fresh`: computed after a request for it; `fallback`: popular items, because
-    the user is unknown or the store does not answer.
+    `fresh`: computed after a request for it, lately; `stored`: computed before; `stale`: so long ago that it is being computed
+    anew; `popular`: there is none for this user; `fallback`: popular items too, because the store does not answer.
     """
 
     user_id: str
@@ -77,31 +79,63 @@ class Retrieval:
         catalogue: items of the served bundle; None: no titles, and the fallback of the store is the only one.
         slate_size: items of the fallback.
         version: the served bundle's version, shown with the fallback of the catalogue.
+        fresh_s: how long a slate that was computed on request is called fresh.
+        stale_s: age from which a slate is computed anew.
+        meter: counts what the store did not answer.
+
+    Attributes:
+        revalidate: is told user and version of each slate that is stale; returns at once.
     """
 
-    def __init__(self, reader: AsyncSlateReader, catalogue: Catalogue | None, *, slate_size: int, version: str = "") -> None:
-        self.reader, self.catalogue = reader, catalogue
-        self._popular = catalogue.popular(slate_size, version) if catalogue else None
+    def __init__(
+        self,
+        reader: AsyncSlateReader,
+        catalogue: Catalogue | None,
+        *,
+        slate_size: int,
+        version: str = "",
+        fresh_s: float = 1800.0,
+        stale_s: float = 86400.0,
+        meter: Meter | None = None,
+    ) -> None:
+        self.reader, self.activity = reader, UserActivity(reader)
+        self.revalidate: Callable[[str, str], None] | None = None
+        self._slate_size, self._fresh_s, self._stale_s = slate_size, fresh_s, stale_s
         self._fallbacks: dict[str, Slate] = {}
         self._rests_until = 0.0
-        self._log = get_logger("retrieval")
+        self._meter, self._log = meter or Meter(), get_logger("retrieval")
+        self.take(catalogue, version)
 
-    async def slate(self, user_id: str, k: int) -> SlateAnswer:
+    def take(self, catalogue: Catalogue | None, version: str) -> None:
+        """Show items of another bundle from now on."""
+        self.catalogue, self._version = catalogue, version
+        self._popular = {"": catalogue.popular(self._slate_size, version)} if catalogue else {}
+
+    async def slate(self, user_id: str, k: int, segment: str = "") -> SlateAnswer:
         """The best k items for a user.
+
+        Args:
+            user_id: as in the logs.
+            k: how many.
+            segment: category whose popular items a user without a slate gets.
 
         Raises:
             DataError: the user id is not usable.
             ServiceError: the store does not answer and no catalogue was given.
         """
-        return (await self.slates([user_id], k))[0]
+        return (await self.slates([user_id], k, segment))[0]
 
-    async def slates(self, user_ids: Sequence[str], k: int) -> list[SlateAnswer]:
+    async def slates(self, user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
         """The best k items for each user, all of one version; see `slate`."""
-        slates = dict(await self._look_up(user_ids))
-        unknown = {user_id for user_id in user_ids if user_id not in slates}
-        if unknown:
-            slates |= dict.fromkeys(unknown, await self._fallback())
-        return [self._answer(user_id, slates[user_id], k, known=user_id not in unknown) for user_id in user_ids]
+        found = await self._look_up(user_ids)
+        if found is not None and all(user_id in found for user_id in user_ids):
+            return [self._answer(user_id, found[user_id], k) for user_id in user_ids]
+        popular, known = await self._fallback(segment), found or {}
+        source: Source = "fallback" if found is None else "popular"
+        return [
+            self._answer(user_id, known[user_id], k) if user_id in known else self._answer(user_id, popular, k, source)
+            for user_id in user_ids
+        ]
 
     async def history(self, user_id: str) -> HistoryAnswer:
         """What a user did; empty where nothing is known.
@@ -110,8 +144,8 @@ class Retrieval:
             DataError: the user id is not usable.
             ServiceError: the store does not answer.
         """
-        history = await self.reader.history(user_id)
-        pairs = zip(history.item_ids, history.levels, strict=True) if history else ()
+        history = await self.activity.history(user_id)
+        pairs = zip(history.item_ids, history.levels, strict=True)
         return HistoryAnswer(
             user_id=user_id, events=[HistoryEvent(item_id=item, title=self._title(item), level=level) for item, level in pairs]
         )
@@ -132,20 +166,26 @@ class Retrieval:
             raise ServiceError("no slates are active", mend="run `rankgr precompute`")
         return version
 
-    async def _look_up(self, user_ids: Sequence[str]) -> Mapping[str, Slate]:
+    async def _look_up(self, user_ids: Sequence[str]) -> Mapping[str, Slate] | None:
+        """The slates there are; None where the store does not answer."""
         if time.monotonic() < self._rests_until:
-            return {}
+            return None
         try:
             return await self.reader.get_many(user_ids)
         except DataError:
             raise
         except RankGRError as error:
             self._rests_until = time.monotonic() + _REST_S
+            self._meter.count("rankgr_store_failures")
             self._log.error("answering from the fallback", reason=error.what, where=error.where)
-            return {}
+            return None
 
-    async def _fallback(self) -> Slate:
-        """Popular items: those published with the active version, else those of the catalogue in memory."""
+    async def _fallback(self, segment: str) -> Slate:
+        """Popular items: of the segment if it is a known one, else those published with the active version, else those in memory."""
+        if self.catalogue is not None and segment in self.catalogue.categories:
+            if segment not in self._popular:
+                self._popular[segment] = self.catalogue.popular(self._slate_size, self._version, segment)
+            return self._popular[segment]
         if time.monotonic() >= self._rests_until:
             try:
                 version = await self.reader.active_version()
@@ -155,19 +195,24 @@ class Retrieval:
                     return self._fallbacks[version]
             except RankGRError as error:
                 self._log.error("answering from memory", reason=error.what, where=error.where)
-        if self._popular is None:
+        if "" not in self._popular:
             raise ServiceError("there is no slate and no fallback", mend="serve with a bundle, or run `rankgr precompute`")
-        return self._popular
+        return self._popular[""]
 
-    def _answer(self, user_id: str, slate: Slate, k: int, *, known: bool) -> SlateAnswer:
+    def _answer(self, user_id: str, slate: Slate, k: int, source: Source | None = None) -> SlateAnswer:
+        age_s = max(time.time() - slate.computed_at / 1000, 0.0)
+        if source is None:
+            source = "stale" if age_s > self._stale_s else "fresh" if slate.fresh and age_s <= self._fresh_s else "stored"
+        if source == "stale" and self.revalidate is not None:
+            self.revalidate(user_id, slate.model_version)
         ranked = zip(slate.item_ids[:k], slate.scores, strict=False)
         return SlateAnswer(
             user_id=user_id,
             items=[RankedItem(item_id=item, title=self._title(item), score=score) for item, score in ranked],
             model_version=slate.model_version,
             computed_at=slate.computed_at,
-            age_s=round(max(time.time() - slate.computed_at / 1000, 0.0), 3),
-            source=("fresh" if slate.fresh else "slate") if known else "fallback",
+            age_s=round(age_s, 3),
+            source=source,
         )
 
     def _title(self, item_id: str) -> str:

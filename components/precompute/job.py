@@ -110,12 +110,7 @@ def precompute(
     users = sum(one["rows"] for one in slices)
     catalogue = Catalogue(bundle_uri)
     started = time.monotonic()
-    with SlateStore(
-        redis_url,
-        prefix=config.slate_store.prefix,
-        ttl_hours=config.slate_store.ttl_hours,
-        keep_versions=config.slate_store.keep_versions,
-    ) as store:
+    with SlateStore.of(config.slate_store, redis_url) as store:
         store.ping()
         settings = {"config_json": config.to_json(), "bundle_uri": bundle_uri, "redis_url": redis_url, "version": version, "loader": loader}
         published = 0
@@ -212,11 +207,11 @@ class Publisher:
     @cached_property
     def store(self) -> SlateStore:
         """Where the slates go."""
-        return SlateStore(self.redis_url, prefix=self.config.slate_store.prefix, ttl_hours=self.config.slate_store.ttl_hours)
+        return SlateStore.of(self.config.slate_store, self.redis_url)
 
     @lru_cache(maxsize=1)  # noqa: B019 - an actor lives as long as the job
     def _shard(self, uri: str) -> pa.Table:
-        return storage.read_table(uri).select([records.USER_ID, "items", "levels"])
+        return storage.read_table(uri).select([records.USER_ID, "items", "levels", "timestamps"])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Publish slates and histories of one slice; returns for how many users, or the error."""
@@ -236,12 +231,13 @@ class Publisher:
         slates = slates_of(
             self.bundle, user_ids, histories, k=decoding.slate_size, exclude_seen=decoding.exclude_seen, recommender=self.recommender
         )
-        self.store.publish_histories(self._readable(user, history) for user, history in zip(user_ids, histories, strict=True))
+        until = [max(times, default=0) for times in rows["timestamps"].to_pylist()]
+        self.store.publish_histories(self._readable(*one) for one in zip(user_ids, histories, until, strict=True))
         return self.store.publish(self.version, slates)
 
-    def _readable(self, user_id: str, history: History) -> UserHistory:
+    def _readable(self, user_id: str, history: History, until: int) -> UserHistory:
         items, levels = history.items[-HISTORY_LIMIT:], history.levels[-HISTORY_LIMIT:]
-        return UserHistory(user_id, tuple(self.bundle.item_ids[i] for i in items), tuple(levels.tolist()))
+        return UserHistory(user_id, tuple(self.bundle.item_ids[i] for i in items), tuple(levels.tolist()), until)
 
 
 def step(run: Run, sessions: str, release: str) -> StepResult:
@@ -252,7 +248,7 @@ def step(run: Run, sessions: str, release: str) -> StepResult:
     bundle_uri, version = storage.join(release, "bundle"), str(storage.open_committed(release, verify=False).metadata["version"])
     config = with_bundle_settings(run.config, bundle_uri)
     redis_url = _redis_url(config)
-    with SlateStore(redis_url, prefix=config.slate_store.prefix) as store:
+    with SlateStore.of(config.slate_store, redis_url) as store:
         is_active = store.active_version() == version and store.count(version) >= (store.users(version) or 1)
 
     def work(_: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from infra.errors import RankGRError
-from pipelines.cli import data, doctor, quickstart, report, run, serve, settings, sids
+from pipelines.cli import data, doctor, quickstart, release, report, run, serve, settings, sids
 
 app = typer.Typer(
     name="rankgr",
@@ -22,6 +22,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(settings.app, name="config")
 app.add_typer(sids.app, name="sids")
+app.add_typer(release.app, name="release")
 app.command("run")(run.run)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)

@@ -94,7 +94,7 @@ def _services(settings: Config) -> Iterator[Finding]:
         from infra.slate_store import SlateStore
 
         try:
-            with SlateStore(url) as store:
+            with SlateStore.of(settings.slate_store, url) as store:
                 store.ping()
             yield Finding("Redis answers")
         except ServiceError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from infra import storage
 from infra.config import Config
 from infra.errors import DataError
 from infra.local import require_port
+from infra.slate_store import SlateStore
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, announce, console, settings_of
 from pipelines.local_run import latest_run, local_services, redis_url
@@ -29,9 +31,11 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
     """
     from components.precompute.job import with_bundle_settings
     from serving.app import start
+    from serving.auth import token_digests
 
     settings = settings_of(config, preset, overrides)
     bundle = _champion(settings)
+    token_digests(settings.serving)
     if dry_run:
         announce(settings, [f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"])
         return
@@ -39,7 +43,11 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
     settings = with_bundle_settings(settings, bundle)
     if settings.serving.port:  # before Ray takes its seconds to start
         require_port(settings.serving.host, settings.serving.port, setting="serving.port")
-    with local_services(settings), start(settings, bundle, redis_url(settings), version=version) as url:
+    with (
+        local_services(settings),
+        start(settings, bundle, redis_url(settings), version=version) as url,
+        _in_step(settings, bundle, version),
+    ):
         sys.stdout.write(f"serving on {url}, API at {url}/docs, Ctrl-C ends\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):  # the way it is meant to end
@@ -87,6 +95,23 @@ def recommend(
     for place, (item, score) in enumerate(zip(ranked.items, ranked.scores, strict=True), 1):
         table.add_row(str(place), escape(bundle.item_ids[item]), escape(bundle.titles[item]), f"{score:.3f}")
     console.print(table)
+
+
+@contextmanager
+def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
+    """Follow the registry's champion while the service runs."""
+    from serving.app import LiveService
+    from serving.sync import Sync, in_step
+
+    def champion() -> str | None:
+        found = Registry(settings.tracking, settings.workspace).champion()
+        return found.bundle_uri if found else None
+
+    url, size = redis_url(settings), settings.decoding.slate_size
+    with SlateStore.of(settings.slate_store, url) as store:
+        sync = Sync(LiveService(settings, url), store, champion, bundle_uri=bundle, version=version, slate_size=size)
+        with in_step(sync, settings.serving.sync_minutes * 60):
+            yield
 
 
 def _champion(settings: Config) -> str:

@@ -40,7 +40,7 @@ def test_a_slate_and_a_history_come_back_as_they_went_in(item_ids: tuple[str, ..
     levels = data.draw(st.lists(st.integers(1, 4), min_size=n, max_size=n).map(tuple))
     one = Slate("u", item_ids, scores, "v1", 1_700_000_000_000)
     assert decode_slate("u", encode_slate(one)) == one
-    history = UserHistory("u", item_ids, levels)
+    history = UserHistory("u", item_ids, levels, until=1_700_000_000_000)
     assert decode_history("u", encode_history(history)) == history
 
 
@@ -105,6 +105,21 @@ def test_old_versions_go_but_the_active_one_stays(store: SlateStore) -> None:
     fallback = store.fallback()
     assert fallback is not None
     assert fallback.item_ids == ("popular",)
+
+
+def test_versions_stay_for_a_while_after_they_were_active(store: SlateStore, valkey: str) -> None:
+    for version in ("v1", "v2", "v3", "v4"):
+        publish(store, version, "ann", "bob")
+        store.activate(version)
+    with SlateStore(valkey, prefix="test", keep_versions=1, grace_minutes=60) as patient:
+        assert patient.drop_old() == []
+    with redis.Redis.from_url(valkey) as client:  # v2 ceased to be active two hours ago
+        client.zincrby("test:retired", -2 * 3600e6, "v2")
+    with SlateStore(valkey, prefix="test", keep_versions=1, grace_minutes=60) as patient:
+        assert patient.drop_old() == ["v2"]
+        assert patient.versions() == ["v4", "v3", "v1"]
+        assert sorted(patient.user_ids("v1")) == ["ann", "bob"]
+    assert store.drop_old() == ["v1"]
 
 
 def test_dropping_a_version_spares_others_with_a_similar_name(store: SlateStore, valkey: str) -> None:
@@ -190,10 +205,9 @@ def test_a_reader_on_an_event_loop_reads_the_same(store: SlateStore, valkey: str
             assert await reader.get_many([]) == {}
 
             assert await reader.put(slate("eve", "v2", "fresh"))
-            assert not await reader.put(slate("eve", "v1", "stale"))
+            assert await reader.put(slate("eve", "v1", "of the version before"))
+            assert not await reader.put(slate("eve", "v0", "of a version that was dropped"))
             assert await reader.get("eve") == slate("eve", "v2", "fresh")
-            await reader.put_history(UserHistory("eve", ("a",), (3,)))
-            assert await reader.history("eve") == store.history("eve") == UserHistory("eve", ("a",), (3,))
 
     asyncio.run(story())
 

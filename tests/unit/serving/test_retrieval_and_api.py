@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ import httpx
 import pytest
 
 from infra.catalogue import Catalogue
-from infra.errors import ServiceError
 from infra.local import free_port
+from infra.metrics import Meter
 from infra.slate_store import AsyncSlateReader, Slate, SlateStore, UserHistory
-from serving.ingress import MAX_BATCH, create_api
+from serving.api import create_api
+from serving.intake import Overloaded
+from serving.models import MAX_BATCH
 from serving.retrieval import Retrieval
+from serving.stats import Stats
 from tests.fakes import item_id, write_bundle
 
 SLATE_SIZE = 10
@@ -52,7 +56,7 @@ def publish(url: str, version: str, *users: str) -> None:
 
 def test_a_user_gets_the_slate_that_was_computed(valkey: str, catalogue: Catalogue) -> None:
     publish(valkey, "v1", "ann", "a/b c")
-    seen: list[str] = []
+    stats = Stats(Meter())
 
     async def story(client: httpx.AsyncClient) -> None:
         answer = (await client.get("/v1/users/ann/slate", params={"k": 2})).json()
@@ -60,9 +64,9 @@ def test_a_user_gets_the_slate_that_was_computed(valkey: str, catalogue: Catalog
             {"item_id": "item-00", "title": "Title 0", "score": 10.0},
             {"item_id": "item-01", "title": "Title 1", "score": 9.0},
         ]
-        assert (answer["user_id"], answer["model_version"], answer["source"]) == ("ann", "v1", "slate")
+        assert (answer["user_id"], answer["model_version"], answer["source"]) == ("ann", "v1", "stored")
         assert 5 <= answer["age_s"] < 60
-        assert (await client.get("/v1/users/a%2Fb%20c/slate")).json()["source"] == "slate"
+        assert (await client.get("/v1/users/a%2Fb%20c/slate")).json()["source"] == "stored"
 
         history = (await client.get("/v1/users/ann/history")).json()
         assert history["events"] == [
@@ -74,8 +78,11 @@ def test_a_user_gets_the_slate_that_was_computed(valkey: str, catalogue: Catalog
         assert (await client.get("/readyz")).json() == {"status": "ready", "model_version": "v1"}
         assert (await client.get("/healthz")).status_code == 200
 
-    tell(valkey, catalogue, story, observe=lambda source, seconds: seen.append(source))
-    assert seen == ["slate", "slate"]
+    tell(valkey, catalogue, story, stats=stats)
+    summary = stats.summary()
+    assert (summary.by_source, summary.hit_ratio, summary.model_version) == ({"stored": 2}, 1.0, "v1")
+    assert summary.latency_p50_ms is not None
+    assert b'ray_rankgr_slates_total{source="stored"} 2.0' in stats.meter.text()
 
 
 def test_strangers_get_popular_items(valkey: str, catalogue: Catalogue) -> None:
@@ -83,8 +90,59 @@ def test_strangers_get_popular_items(valkey: str, catalogue: Catalogue) -> None:
 
     async def story(client: httpx.AsyncClient) -> None:
         answers = (await client.post("/v1/slates:batch", json={"user_ids": ["ann", "eve", "ann"], "k": 3})).json()["slates"]
-        assert [(answer["user_id"], answer["source"]) for answer in answers] == [("ann", "slate"), ("eve", "fallback"), ("ann", "slate")]
+        assert [(answer["user_id"], answer["source"]) for answer in answers] == [("ann", "stored"), ("eve", "popular"), ("ann", "stored")]
         assert [item["item_id"] for item in answers[1]["items"]] == ["item-07"]
+
+    tell(valkey, catalogue, story)
+
+
+def test_strangers_of_a_segment_get_what_is_popular_there(valkey: str, tmp_path: Path) -> None:
+    publish(valkey, "v1", "ann")
+    catalogue = Catalogue(write_bundle(tmp_path))
+    catalogue.items = [item._replace(category="books" if place % 2 else "toys") for place, item in enumerate(catalogue.items)]
+    catalogue.categories = frozenset({"books", "toys"})
+
+    async def story(client: httpx.AsyncClient) -> None:
+        async def first(segment: str) -> list[str]:
+            answer = (await client.get("/v1/users/eve/slate", params={"k": 2, "segment": segment})).json()
+            assert answer["source"] == "popular"
+            return [item["item_id"] for item in answer["items"]]
+
+        assert await first("toys") == ["item-28", "item-26"]
+        assert await first("books") == ["item-29", "item-27"]
+        assert await first("unheard-of") == ["item-07"]
+
+    tell(valkey, catalogue, story)
+
+
+def test_the_source_says_how_old_a_slate_is_and_a_stale_one_is_computed_anew(valkey: str, catalogue: Catalogue) -> None:
+    now = time.time_ns() // 1_000_000
+    ages = {"fresh": (60, True), "stored": (3600, True), "batch": (60, False), "stale": (90_000, True)}
+    with SlateStore(valkey) as store:
+        store.publish("v1", [Slate(u, (item_id(0),), (1.0,), "v1", now - age * 1000, fresh) for u, (age, fresh) in ages.items()])
+        store.complete("v1", users=len(ages))
+        store.activate("v1")
+    told: list[tuple[str, str]] = []
+
+    async def run() -> None:
+        async with AsyncSlateReader(valkey) as reader:
+            retrieval = Retrieval(reader, catalogue, slate_size=SLATE_SIZE)
+            retrieval.revalidate = lambda user_id, version: told.append((user_id, version))
+            answers = await retrieval.slates(list(ages), 1)
+            assert [answer.source for answer in answers] == ["fresh", "stored", "stored", "stale"]
+            assert answers[3].age_s == pytest.approx(90_000, abs=60)
+
+    asyncio.run(run())
+    assert told == [("stale", "v1")]
+
+
+def test_a_request_has_a_name(valkey: str, catalogue: Catalogue) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/healthz", headers={"X-Request-ID": "from.me-1"})).headers["X-Request-ID"] == "from.me-1"
+        for forged in ("", "a\tb", "x" * 200, "a b"):
+            answer = await client.get("/healthz", headers={"X-Request-ID": forged})
+            assert answer.headers["X-Request-ID"] not in ("", forged)
+        assert (await client.post("/v1/slates:batch", content=b"{")).headers["X-Request-ID"]
 
     tell(valkey, catalogue, story)
 
@@ -92,7 +150,7 @@ def test_strangers_get_popular_items(valkey: str, catalogue: Catalogue) -> None:
 def test_before_anything_is_published_popular_items_come_from_memory(valkey: str, catalogue: Catalogue) -> None:
     async def story(client: httpx.AsyncClient) -> None:
         answer = (await client.get("/v1/users/ann/slate", params={"k": 2})).json()
-        assert (answer["source"], answer["model_version"]) == ("fallback", "memory")
+        assert (answer["source"], answer["model_version"]) == ("popular", "memory")
         assert [item["item_id"] for item in answer["items"]] == ["item-29", "item-28"]
         ready = await client.get("/readyz")
         assert ready.status_code == 503
@@ -153,22 +211,47 @@ def test_bad_input_is_refused_with_a_way_out(valkey: str, catalogue: Catalogue) 
 
 
 def test_an_early_request_is_accepted_and_handed_on(valkey: str, catalogue: Catalogue) -> None:
-    handed: list[tuple[str, list[tuple[str, int]]]] = []
+    handed: list[tuple[str, str]] = []
 
-    async def trigger(user_id: str, events: list[tuple[str, int]]) -> None:
-        if user_id == "busy":
-            raise ServiceError("too many slates are being computed", mend="try again later")
-        handed.append((user_id, events))
+    class Handed:
+        def admit(self, user_id: str, version: str) -> None:
+            if user_id == "busy":
+                raise Overloaded("too many slates are being computed", retry_after_s=3)
+
+        def start(self, user_id: str, version: str) -> None:
+            handed.append((user_id, version))
 
     async def story(client: httpx.AsyncClient) -> None:
-        answer = await client.post("/v1/requests", json={"user_id": "ann", "events": [{"item_id": "item-01", "level": 3}]})
-        assert answer.status_code == 202
-        assert (await client.post("/v1/requests", json={"user_id": "busy"})).status_code == 503
+        nothing = await client.post("/v1/requests", json={"user_id": "ann"})
+        assert (nothing.status_code, nothing.headers["Retry-After"]) == (503, "1")
+        publish(valkey, "v1", "ann")
+        assert (await client.post("/v1/requests", json={"user_id": "ann"})).status_code == 202
+        busy = await client.post("/v1/requests", json={"user_id": "busy"})
+        assert (busy.status_code, busy.headers["Retry-After"]) == (429, "3")
 
-    tell(valkey, catalogue, story, trigger=trigger)
-    assert handed == [("ann", [("item-01", 3)])]
+    tell(valkey, catalogue, story, trigger=Handed())
+    assert handed == [("ann", "v1")]
 
     async def without_model(client: httpx.AsyncClient) -> None:
         assert (await client.post("/v1/requests", json={"user_id": "ann"})).status_code == 503
+        assert (await client.post("/v1/events", json={"events": [{"user_id": "u", "item_id": "i"}]})).status_code == 503
 
     tell(valkey, catalogue, without_model)
+
+
+def test_the_page_needs_nothing_from_outside(valkey: str, catalogue: Catalogue) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        page = await client.get("/")
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+        assert "://" not in page.text
+        assert "innerHTML" not in page.text
+        asked = set(re.findall(r'"(/[a-z][\w/]*)', page.text))
+        assert {"/v1/users/", "/v1/requests", "/v1/stats", "/docs", "/metrics"} <= asked
+        assert (await client.get("/v1/stats")).json()["hit_ratio"] is None
+        await client.get("/v1/users/ann/slate")
+        assert (await client.get("/v1/stats")).json()["by_source"] == {"popular": 1}
+        assert b"ray_rankgr_slates_total" in (await client.get("/metrics")).content
+
+    tell(valkey, catalogue, story)

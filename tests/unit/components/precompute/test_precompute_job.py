@@ -52,7 +52,7 @@ def test_every_user_gets_a_slate_and_the_version_becomes_active(config: Config, 
             assert slate is not None
             # History without the event of level 1: items 4 and 5. All phases count.
             assert slate.item_ids == tuple(item_id(i) for i in (6, 7, 8, 9, 10))
-            assert store.history("user-3") == UserHistory("user-3", (item_id(4), item_id(5)), (2, 3))
+            assert store.history("user-3") == UserHistory("user-3", (item_id(4), item_id(5)), (2, 3), until=3)
             fallback = store.fallback()
             assert fallback is not None
             assert fallback.item_ids == tuple(item_id(i) for i in (29, 28, 27, 26, 25))

@@ -1,0 +1,70 @@
+"""How clients of Redis (or Valkey) are made, and what their errors say; passwords never reach a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+
+from infra.credentials import read_secret
+from infra.errors import ConfigError, ServiceError
+from infra.sections import SlateStoreConfig
+
+UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
+
+
+def without_password(url: str) -> str:
+    """A Redis URL fit for logs and messages: no user, password or query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def service_error(error: redis.RedisError, url: str) -> ServiceError:
+    """What went wrong with Redis, and the way out."""
+    where = without_password(url)
+    if isinstance(error, redis.AuthenticationError):
+        return ServiceError("Redis refused the password", where=where, mend="check slate_store.username and password, or those in the URL")
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return ServiceError("Redis forbids a command or a key", where=where, mend="allow this user the keys below slate_store.prefix")
+    if isinstance(error, UNAVAILABLE):
+        return ServiceError("Redis does not answer", where=where, mend="start it, or check slate_store.url and RANKGR_REDIS_URL")
+    return ServiceError(f"Redis refused a command: {error}", where=where, mend="check its memory limit, role and access rules")
+
+
+def access_of(config: SlateStoreConfig, url: str) -> dict[str, Any]:
+    """Options of a client that follow from the settings: user, password, certificate authority.
+
+    Raises:
+        ConfigError: a reference leads nowhere, or a CA file is named for a connection without TLS.
+    """
+    references = {"username": config.username, "password": config.password}
+    access: dict[str, Any] = {name: read_secret(one, f"slate_store.{name}") for name, one in references.items() if one}
+    if config.ca_file:
+        if not url.startswith("rediss://"):
+            raise ConfigError(
+                "slate_store.ca_file is set but the URL is not rediss://", where=without_password(url), mend="write rediss://"
+            )
+        access["ssl_ca_certs"] = config.ca_file
+    return access
+
+
+def client_options(retry: Any, timeout_s: float, access: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keyword arguments of a client: what is tried again, the limit of one attempt, and what `access_of` gives."""
+    return {
+        "retry": retry,
+        "retry_on_error": [*UNAVAILABLE, redis.BusyLoadingError],
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "socket_keepalive": True,
+        **(access or {}),
+    }
+
+
+def url_error(url: str) -> ConfigError:
+    """For a URL that redis-py cannot read, whose own message may quote the password."""
+    return ConfigError("slate_store.url is not a Redis URL", where=without_password(url), mend="write redis://HOST:PORT/DB")

@@ -1,0 +1,213 @@
+"""The HTTP face: a FastAPI application over `Retrieval`, free of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
+
+from infra.errors import ConfigError, DataError, RankGRError, ServiceError
+from infra.event_stream import Event
+from infra.logs import get_logger
+from infra.metrics import Meter
+from serving.auth import RequireToken
+from serving.intake import EventIntake, Overloaded
+from serving.models import (
+    DEFAULT_K,
+    Accepted,
+    BatchAnswer,
+    BatchRequest,
+    EarlyRequest,
+    EventsAccepted,
+    EventsRequest,
+    Health,
+    errors,
+    event_of,
+)
+from serving.request_id import RequestId
+from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
+from serving.stats import Stats, StatsAnswer
+
+_PAGE = Path(__file__).parent / "page.html"
+_PAGE_HEADERS = {  # the page holds all it needs, and asks nobody but this service
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+}
+
+
+class Trigger(Protocol):
+    """Starts computing slates (`serving.flights.FreshSlates`)."""
+
+    def admit(self, user_id: str, version: str) -> None:
+        """Raise `Overloaded` where `start` would."""
+        ...
+
+    def start(self, user_id: str, version: str) -> None:
+        """Start computing a user's slate of a version, and return before it is done."""
+        ...
+
+
+def create_api(
+    retrieval: Retrieval,
+    *,
+    slate_size: int,
+    intake: EventIntake | None = None,
+    trigger: Trigger | None = None,
+    stats: Stats | None = None,
+    token_digests: Sequence[str] = (),
+) -> FastAPI:
+    """The application.
+
+    Args:
+        retrieval: answers the requests.
+        slate_size: the largest k.
+        intake: keeps events; None: there is no stream.
+        trigger: starts the computation of fresh slates; None: there is no model.
+        stats: counts what is answered.
+        token_digests: of the tokens one of which every POST must bring; empty: none is asked for.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> Any:
+        yield
+        await retrieval.reader.close()
+        if intake is not None:
+            await intake.writer.close()
+
+    counts = stats or Stats(Meter())
+    api = FastAPI(title="RankGR", lifespan=lifespan)
+    if token_digests:
+        api.add_middleware(RequireToken, digests=token_digests)
+    api.add_middleware(RequestId)  # outermost
+    api.add_exception_handler(RankGRError, _our_error)
+    api.add_exception_handler(RequestValidationError, _bad_input)
+    bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
+    api.include_router(_operations(retrieval, counts))
+    api.include_router(_slates(retrieval, counts, slate_size, bearer))
+    api.include_router(_intake(retrieval, counts, intake, trigger, bearer))
+    return api
+
+
+def _operations(retrieval: Retrieval, counts: Stats) -> APIRouter:
+    """Health, readiness, figures, the page."""
+    api, page = APIRouter(), _PAGE.read_text("utf-8")
+
+    @api.get("/", include_in_schema=False)
+    async def root() -> HTMLResponse:
+        return HTMLResponse(page, headers=_PAGE_HEADERS)
+
+    @api.get("/metrics", include_in_schema=False)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(counts.meter.text(), media_type="text/plain; version=0.0.4")
+
+    @api.get("/v1/stats")
+    async def summary() -> StatsAnswer:
+        return counts.summary()
+
+    @api.get("/healthz")
+    async def healthz() -> Health:
+        return Health(status="alive")
+
+    @api.get("/readyz", responses=errors(503))
+    async def readyz() -> Health:
+        return Health(status="ready", model_version=await retrieval.ready())
+
+    return api
+
+
+def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[Any]) -> APIRouter:
+    """What is read: slates, histories, items."""
+    api = APIRouter()
+
+    async def counted(user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
+        start = time.perf_counter()
+        answers = await retrieval.slates(user_ids, k, segment)
+        counts.answered(answers, time.perf_counter() - start)
+        return answers
+
+    # `:path` lets ids hold slashes: they are opaque.
+    @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))
+    async def slate(
+        user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size), segment: str = Query("", max_length=200)
+    ) -> SlateAnswer:
+        return (await counted([user_id], k, segment))[0]
+
+    @api.post("/v1/slates:batch", responses=errors(401, 422, 503), dependencies=bearer)
+    async def slates(body: BatchRequest) -> BatchAnswer:
+        return BatchAnswer(slates=await counted(body.user_ids, min(body.k, slate_size)))
+
+    @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))
+    async def history(user_id: str) -> HistoryAnswer:
+        return await retrieval.history(user_id)
+
+    @api.get("/v1/items/{item_id:path}", response_model=ItemAnswer, responses=errors(404, 422))
+    async def item(item_id: str) -> ItemAnswer | JSONResponse:
+        found = retrieval.item(item_id)
+        return found or _error(404, "the catalogue has no such item", "check the id")
+
+    return api
+
+
+def _intake(retrieval: Retrieval, counts: Stats, intake: EventIntake | None, trigger: Trigger | None, bearer: list[Any]) -> APIRouter:
+    """What comes in: events and early requests."""
+    api = APIRouter(dependencies=bearer)
+
+    async def take(new: Sequence[Event]) -> None:
+        if intake is None:
+            raise ServiceError("this service has no stream to keep events in", mend="start it with a slate store")
+        await intake.take(new)
+        counts.meter.count("rankgr_events", len(new))
+
+    @api.post("/v1/events", status_code=202, responses=errors(401, 422, 429, 503))
+    async def events(body: EventsRequest) -> EventsAccepted:
+        new = [event_of(event, event.user_id, place) for place, event in enumerate(body.events)]
+        await take(new)
+        return EventsAccepted(event_ids=[event.event_id for event in new])
+
+    @api.post("/v1/requests", status_code=202, responses=errors(401, 422, 429, 503))
+    async def early(body: EarlyRequest) -> Accepted:
+        if trigger is None:
+            raise ServiceError("this service has no model to compute slates with", mend="start it with a bundle")
+        version = await retrieval.ready()
+        trigger.admit(body.user_id, version)  # before the events are kept: refused, the whole request can be sent again
+        if body.events:
+            await take([event_of(event, body.user_id, place) for place, event in enumerate(body.events)])
+        else:
+            await retrieval.activity.saw(body.user_id)
+        trigger.start(body.user_id, version)
+        return Accepted(user_id=body.user_id, model_version=version)
+
+    return api
+
+
+def _error(status: int, what: str, mend: str, **more: Any) -> JSONResponse:
+    return JSONResponse({"what": what, "mend": mend, **more}, status_code=status)
+
+
+async def _our_error(_: Request, error: Exception) -> JSONResponse:
+    # `where` may name addresses inside the cluster: it stays in the log.
+    if not isinstance(error, RankGRError):
+        raise error
+    status = 422 if isinstance(error, DataError | ConfigError) else 503 if isinstance(error, ServiceError) else 500
+    if isinstance(error, Overloaded):
+        status = 429
+    elif status >= 500:
+        get_logger("ingress").error(error.what, where=error.where)
+    answer = _error(status, error.what, error.mend)
+    if status in (429, 503):
+        answer.headers["Retry-After"] = str(getattr(error, "retry_after_s", 1))
+    return answer
+
+
+async def _bad_input(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    problems = [{"where": ".".join(map(str, problem["loc"])), "what": problem["msg"]} for problem in error.errors()]
+    return _error(422, "the request is not valid", "see /docs for its form", problems=jsonable_encoder(problems))

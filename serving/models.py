@@ -1,0 +1,142 @@
+"""What callers send and get: bodies of requests with their limits, answers, and the errors that each route declares."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from infra.event_stream import Event, Limits
+from serving.retrieval import SlateAnswer
+
+DEFAULT_K = 20
+MAX_BATCH = 1000
+MAX_EVENTS = 1000
+MAX_EARLY_EVENTS = 200
+_LIMITS = Limits()
+_MAX_ID_BYTES = 1024
+
+
+def _short(text: str) -> str:
+    if len(text.encode()) > _MAX_ID_BYTES:
+        raise ValueError(f"at most {_MAX_ID_BYTES} bytes of UTF-8")
+    return text
+
+
+Id = Annotated[str, Field(min_length=1, max_length=_MAX_ID_BYTES), AfterValidator(_short)]
+
+
+class Body(BaseModel):
+    """Base of requests: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class BatchRequest(Body):
+    """Users whose slates are wanted."""
+
+    user_ids: list[Id] = Field(min_length=1, max_length=MAX_BATCH)
+    k: int = Field(DEFAULT_K, ge=1)
+
+
+class EarlyEvent(Body):
+    """Something a user has just done; sent again under the same id it counts once."""
+
+    item_id: Id
+    level: int = Field(2, ge=1, le=4)
+    event_id: Id | None = None
+    timestamp_ms: int | None = Field(None, ge=0)
+    request_id: str = Field("", max_length=_MAX_ID_BYTES)
+
+    @model_validator(mode="after")
+    def _now_or_lately(self) -> Self:
+        age_ms = _now_ms() - self.timestamp_ms if self.timestamp_ms is not None else 0
+        if age_ms < -_LIMITS.max_ahead_ms or (_LIMITS.max_age_ms is not None and age_ms > _LIMITS.max_age_ms):
+            raise ValueError("timestamp_ms must be milliseconds since the epoch, not ahead of now and not older than a week")
+        return self
+
+
+class NewEvent(EarlyEvent):
+    """Something that a user did."""
+
+    user_id: Id
+
+
+class EventsRequest(Body):
+    """Events of one or more users, in the order in which they happened."""
+
+    events: list[NewEvent] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class EventsAccepted(BaseModel):
+    """The events are kept; ids in the order of the events."""
+
+    event_ids: list[str]
+
+
+class EarlyRequest(Body):
+    """A user who is about to ask for a slate, and what happened since the last one."""
+
+    user_id: Id
+    events: list[EarlyEvent] = Field([], max_length=MAX_EARLY_EVENTS)
+
+
+class Accepted(BaseModel):
+    """The slate is being computed."""
+
+    user_id: str
+    model_version: str
+    status: str = "accepted"
+
+
+class BatchAnswer(BaseModel):
+    """One slate a user, in the order they were asked for."""
+
+    slates: list[SlateAnswer]
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: str
+    model_version: str | None = None
+
+
+class Problem(BaseModel):
+    """What is wrong, and the way out."""
+
+    what: str
+    mend: str
+    problems: list[dict[str, str]] = []
+
+
+_MEANINGS = {
+    401: "A token is missing or not valid.",
+    404: "There is no such thing.",
+    422: "The request is not valid.",
+    429: "Too much at once; come back after the seconds of Retry-After.",
+    503: "A service behind this one does not answer; come back after the seconds of Retry-After.",
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+_CHALLENGE = {"WWW-Authenticate": {"description": "The scheme to use.", "schema": {"type": "string"}}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's declaration of the errors that a route may answer with."""
+    headers = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+    return {
+        status: {"model": Problem, "description": _MEANINGS[status], **({"headers": headers[status]} if status in headers else {})}
+        for status in statuses
+    }
+
+
+def event_of(event: EarlyEvent, user_id: str, place: int) -> Event:
+    """An event as it is stored; ids that are made up are in the order of time, then of `place`."""
+    event_id = event.event_id or f"{time.time_ns():020d}-{place:04d}-{secrets.token_hex(4)}"
+    return Event(event_id, user_id, event.item_id, event.level, event.timestamp_ms or _now_ms(), event.request_id)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

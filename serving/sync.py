@@ -1,0 +1,147 @@
+"""Keeps the service in step with the registry: a new champion's weights are swapped in and its slates computed, unnoticed.
+
+The order is what makes it safe. The bundle is verified; model replicas load it beside the old one; slates of users are
+computed under the new version, the most active first, while readers see the old ones; the pointer moves; only then is the
+old bundle let go. Whatever fails on the way, the old version keeps serving and the next round begins again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from infra import storage
+from infra.catalogue import Catalogue
+from infra.errors import RankGRError, ServiceError
+from infra.logs import ProgressMeter, get_logger
+from infra.slate_store import SlateStore
+from serving.flights import Outcome, SlateRequest
+
+_REFRESH_DEADLINE_S = 600.0
+_STOP_S = 2.0
+_LOST_SHARE = 0.01  # of the users whose slates may be missing when a version is shown
+
+
+class Service(Protocol):
+    """What the loop asks of a running application."""
+
+    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
+        """Show a bundle, hold some (URI -> version); returns when every replica has seen it."""
+        ...
+
+    def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        """Have slates computed and stored."""
+        ...
+
+
+class Sync:
+    """One service, one registry.
+
+    Args:
+        service: to keep in step.
+        store: its slates.
+        champion: URI of the bundle that the registry names; None: there is none.
+        bundle_uri: what is served now.
+        version: of it.
+        slate_size: of the popular items that are published with a version.
+        batch: users whose slates are asked for at once.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        store: SlateStore,
+        champion: Callable[[], str | None],
+        *,
+        bundle_uri: str,
+        version: str,
+        slate_size: int,
+        batch: int = 32,
+    ) -> None:
+        self.service, self.store, self.champion = service, store, champion
+        self.bundle_uri, self.version = bundle_uri, version
+        self._slate_size, self._batch, self._log = slate_size, batch, get_logger("sync")
+
+    def run(self, stop: threading.Event, every_s: float) -> None:
+        """Look again and again, until told to stop."""
+        while not stop.wait(every_s):
+            try:
+                self.once()
+            except RankGRError as error:
+                self._log.error("not in step, the old version keeps serving", reason=error.what, where=error.where)
+            except Exception:
+                self._log.exception("not in step, the old version keeps serving")
+
+    def once(self) -> bool:
+        """Take over the champion if it is another one; returns whether it was.
+
+        Raises:
+            IntegrityError: its bundle is damaged; nothing has changed.
+            ServiceError: its slates could not be computed; the old ones are still shown.
+        """
+        uri = self.champion()
+        if uri is None or uri == self.bundle_uri:
+            return False
+        start, old = time.monotonic(), {self.bundle_uri: self.version}
+        version = storage.open_committed(uri).digest[:12]
+        self.service.swap(self.bundle_uri, self.version, {**old, uri: version})
+        try:
+            if self.store.users(version) is None:
+                self._publish(uri, version)
+            if self.store.active_version() != version:
+                self.store.activate(version)
+        except Exception:
+            self.service.swap(self.bundle_uri, self.version, old)
+            raise
+        self.service.swap(uri, version, {uri: version})
+        self.bundle_uri, self.version = uri, version
+        dropped = self.store.drop_old()
+        self._log.info("swapped", version=version, seconds=round(time.monotonic() - start, 1), dropped=dropped or None)
+        return True
+
+    def _publish(self, uri: str, version: str) -> None:
+        self.store.register(version)
+        self.store.publish_fallback(version, Catalogue(uri).popular(self._slate_size, version))
+        users = list(self._by_activity())
+        lost = self._computed_without(self._computed_without(users, version), version)  # those that failed once more
+        if len(lost) > _LOST_SHARE * len(users):
+            raise ServiceError(f"{len(lost)} of {len(users)} slates could not be computed", where=version, mend="see the replicas' log")
+        self.store.complete(version, users=len(users) - len(lost))
+
+    def _computed_without(self, users: Sequence[str], version: str) -> list[str]:
+        """Compute the slates of users; returns those for whom that failed."""
+        failed: list[str] = []
+        meter = ProgressMeter(len(users), step="sync", unit="users")
+        try:
+            for start in range(0, len(users), self._batch):
+                chunk, deadline = users[start : start + self._batch], time.time() + _REFRESH_DEADLINE_S
+                outcomes = self.service.compute([SlateRequest(user_id, version, deadline) for user_id in chunk])
+                failed += [user_id for user_id, outcome in zip(chunk, outcomes, strict=True) if outcome != "stored"]
+                meter.advance(len(chunk))
+        finally:
+            meter.close()
+        return failed
+
+    def _by_activity(self) -> Iterator[str]:
+        """Everybody who was here lately, the latest first, then all others with a slate."""
+        active = self.store.active_version()
+        known = dict.fromkeys(self.store.last_seen())
+        yield from known
+        others = dict.fromkeys(self.store.user_ids(active)) if active else {}
+        yield from (user_id for user_id in others if user_id not in known)
+
+
+@contextmanager
+def in_step(sync: Sync, every_s: float) -> Iterator[None]:
+    """Run the loop beside what happens inside the context."""
+    stop = threading.Event()
+    thread = threading.Thread(target=sync.run, args=(stop, every_s), name="sync", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_STOP_S)

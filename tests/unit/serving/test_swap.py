@@ -1,0 +1,188 @@
+"""Weights are swapped under requests: load aside, flip, refuse what is damaged; the loop that follows the registry. A real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import storage
+from infra.config import load_config
+from infra.errors import IntegrityError, ServiceError
+from infra.slate_store import Slate, SlateStore
+from serving.flights import Outcome, SlateRequest
+from serving.precompute import Precompute
+from serving.sync import Sync
+from tests.fakes import fake_loader, item_id, write_bundle
+
+CONFIG = load_config(overrides=["decoding.slate_size=3", "decoding.users_per_batch=8"])
+
+
+def load(uri: str) -> Any:
+    """`bundles/v7` has version v7."""
+    if "damaged" in uri:
+        raise IntegrityError("a hash does not match", where=uri)
+    return fake_loader(uri.rpartition("/")[2])(uri)
+
+
+def ask(user: str, version: str, *, late: bool = False) -> SlateRequest:
+    return SlateRequest(user, version, time.time() + (-1 if late else 60))
+
+
+def make_active(url: str, *versions: str) -> None:
+    with SlateStore(url) as store:
+        for version in versions:
+            store.complete(version, users=0)
+            store.activate(version)
+
+
+def test_each_slate_is_of_the_weights_that_its_version_names(valkey: str) -> None:
+    make_active(valkey, "v1", "v2")
+
+    async def story() -> None:
+        replica = Precompute(CONFIG.to_json(), valkey, load, to_ray=False)
+        await replica.reconfigure({"b/v1": "v1"})
+        assert await replica.answer([ask("ann", "v2")]) == ["unknown version"]
+
+        await replica.reconfigure({"b/v1": "v1", "b/v2": "v2"})
+        asked = [ask("ann", "v1"), ask("ann", "v2"), ask("bob", "v2"), ask("eve", "v1", late=True)]
+        assert await replica.answer(asked) == ["stored", "stored", "stored", "late"]
+
+        await replica.reconfigure({"b/v2": "v2"})
+        assert await replica.answer([ask("ann", "v1")]) == ["unknown version"]
+        await replica.reader.close()
+
+    asyncio.run(story())
+    with SlateStore(valkey) as store:
+        for version, users in (("v1", ["ann"]), ("v2", ["ann", "bob"])):
+            assert sorted(store.user_ids(version)) == users
+            store.activate(version)
+            assert {slate.model_version for slate in store.get_many(users).values()} == {version}
+
+
+def test_a_batch_under_way_ends_with_the_model_it_began_with(valkey: str) -> None:
+    make_active(valkey, "v1")
+
+    async def story() -> None:
+        replica = Precompute(CONFIG.to_json(), valkey, load, to_ray=False)
+        await replica.reconfigure({"b/v1": "v1"})
+        asking = asyncio.create_task(replica.answer([ask("ann", "v1")]))
+        begun, go = asyncio.Event(), asyncio.Event()
+        history = replica.activity.history
+
+        async def slow(user_id: str) -> Any:
+            begun.set()
+            await go.wait()
+            return await history(user_id)
+
+        replica.activity.history = slow  # type: ignore[method-assign]
+        await begun.wait()
+        await replica.reconfigure({"b/v2": "v2"})
+        go.set()
+        assert await asking == ["stored"]
+        await replica.reader.close()
+
+    asyncio.run(story())
+    with SlateStore(valkey) as store:
+        slate = store.get("ann")
+        assert slate is not None and slate.model_version == "v1"
+
+
+@pytest.mark.parametrize("bad", [{"b/damaged": "v2"}, {"b/v2": "v3"}])
+def test_a_bundle_that_is_damaged_or_another_one_is_refused_and_the_old_one_keeps_serving(valkey: str, bad: dict[str, str]) -> None:
+    make_active(valkey, "v1")
+
+    async def story() -> None:
+        replica = Precompute(CONFIG.to_json(), valkey, load, to_ray=False)
+        with pytest.raises(IntegrityError):
+            await replica.reconfigure(bad)  # at the start there is nothing to keep
+        await replica.reconfigure({"b/v1": "v1"})
+        await replica.reconfigure(bad)
+        assert await replica.answer([ask("ann", "v1")]) == ["stored"]
+        assert replica.meter.registry.get_sample_value("ray_rankgr_swaps_total", {"outcome": "refused"}) == 2
+        await replica.reader.close()
+
+    asyncio.run(story())
+
+
+class FakeService:
+    """Notes swaps; computes slates at once."""
+
+    def __init__(self, store: SlateStore, fail: bool = False) -> None:
+        self.store, self.fail = store, fail
+        self.swaps: list[tuple[str, set[str]]] = []
+        self.users: list[str] = []
+
+    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
+        self.swaps.append((version, set(held.values())))
+
+    def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        self.users += [request.user_id for request in requests]
+        if self.fail:
+            return ["unknown version"] * len(requests)
+        assert self.store.active_version() == "v1", "shown before it is complete"
+        self.store.publish(requests[0].version, [Slate(one.user_id, (item_id(1),), (1.0,), one.version, 1) for one in requests])
+        return ["stored"] * len(requests)
+
+
+def bundle(folder: Path) -> tuple[str, str]:
+    write_bundle(folder)
+    return str(folder), storage.commit(str(folder), {}).digest[:12]
+
+
+def sync_of(store: SlateStore, service: FakeService, champion: str | None) -> Sync:
+    return Sync(service, store, lambda: champion, bundle_uri="old", version="v1", slate_size=3, batch=2)
+
+
+@pytest.fixture
+def served(valkey: str) -> Any:
+    """v1 is active for ann, bob and eve; eve was here last, then a newcomer without a slate."""
+    with SlateStore(valkey) as store:
+        store.complete("v1", users=store.publish("v1", [Slate(u, (item_id(0),), (1.0,), "v1", 1) for u in ("ann", "bob", "eve")]))
+        store.activate("v1")
+        store._redis.zadd(store.keys.seen, {"eve": 2, "newcomer": 1})
+        yield store
+
+
+def test_a_new_champion_is_taken_over_active_users_first(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    sync = sync_of(served, service, uri)
+    assert sync.once()
+    assert service.swaps == [("v1", {"v1", version}), (version, {version})]
+    assert service.users[:2] == ["eve", "newcomer"]
+    assert sorted(service.users[2:]) == ["ann", "bob"]
+    assert served.active_version() == version
+    assert served.users(version) == 4
+    assert served.fallback() is not None
+    assert not sync.once()
+
+
+def test_slates_that_the_batch_job_published_are_not_computed_again(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    served.complete(version, users=0)
+    assert sync_of(served, service, uri).once()
+    assert (service.users, served.active_version()) == ([], version)
+
+
+def test_a_damaged_champion_changes_nothing(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, _) = FakeService(served), bundle(tmp_path / "new")
+    with (tmp_path / "new" / "catalogue.parquet").open("r+b") as stream:
+        stream.seek(10)
+        stream.write(b"X")
+    with pytest.raises(IntegrityError):
+        sync_of(served, service, uri).once()
+    assert (service.swaps, served.active_version()) == ([], "v1")
+    assert not sync_of(served, service, None).once()
+
+
+def test_slates_that_cannot_be_computed_leave_the_old_ones(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served, fail=True), bundle(tmp_path / "new")
+    with pytest.raises(ServiceError, match="4 of 4 slates"):
+        sync_of(served, service, uri).once()
+    assert service.swaps == [("v1", {"v1", version}), ("v1", {"v1"})]
+    assert served.active_version() == "v1"
+    assert served.users(version) is None
