@@ -118,6 +118,7 @@ class Keys:
     def __init__(self, prefix: str) -> None:
         self._prefix = _name(prefix, "slate_store.prefix")
         self.active, self.versions = f"{prefix}:active", f"{prefix}:versions"
+        self.events, self.quarantine = f"{prefix}:events", f"{prefix}:quarantine"
 
     def meta(self, version: str) -> str:
         """Marker of a complete version."""

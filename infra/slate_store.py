@@ -11,6 +11,7 @@ ahead of the request and looked up when it comes.
     {prefix}:fallback:{version}          popular items, for users without a slate
     {prefix}:slate:{version}:{user_id}   one slate
     {prefix}:history:{user_id}           what the user did, whatever the version
+    {prefix}:events, {prefix}:quarantine see `infra.event_stream`
 
 User ids are opaque and stand at the end of a key, so no separator in them can make one key look like another.
 """
@@ -23,7 +24,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
@@ -31,46 +31,14 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from infra.errors import ConfigError, IntegrityError, ServiceError
+from infra.errors import IntegrityError, ServiceError
+from infra.redis_client import client_options, service_error, url_error, without_password
 from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
 
 __all__ = ["AsyncSlateReader", "Slate", "SlateStore", "UserHistory", "without_password"]
 
 T = TypeVar("T")
 _READ_ATTEMPTS = 5
-_UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
-
-
-def without_password(url: str) -> str:
-    """A Redis URL fit for logs and messages: no user, password or query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _service_error(error: redis.RedisError, url: str) -> ServiceError:
-    where = without_password(url)
-    if isinstance(error, redis.AuthenticationError):
-        return ServiceError("Redis refused the password", where=where, mend="check user and password in slate_store.url")
-    if isinstance(error, _UNAVAILABLE):
-        return ServiceError("Redis does not answer", where=where, mend="start it, or check slate_store.url and RANKGR_REDIS_URL")
-    return ServiceError(f"Redis refused a command: {error}", where=where, mend="check its memory limit, role and access rules")
-
-
-def _client_options(retry: Any, timeout_s: float) -> dict[str, Any]:
-    return {
-        "retry": retry,
-        "retry_on_error": [*_UNAVAILABLE, redis.BusyLoadingError],
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
-        "socket_keepalive": True,
-    }
-
-
-def _url_error(url: str) -> ConfigError:
-    return ConfigError("slate_store.url is not a Redis URL", where=without_password(url), mend="write redis://HOST:PORT/DB")
 
 
 class SlateStore:
@@ -91,9 +59,9 @@ class SlateStore:
         self.url, self.keys, self._keep = url, Keys(prefix), keep_versions
         self._ttl_ms = int(ttl_hours * 3_600_000)
         try:
-            self._redis: Any = redis.Redis.from_url(url, **_client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0))
+            self._redis: Any = redis.Redis.from_url(url, **client_options(Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5), 5.0))
         except ValueError:
-            raise _url_error(url) from None  # its message may quote the password
+            raise url_error(url) from None  # its message may quote the password
 
     def __enter__(self) -> Self:
         return self
@@ -110,7 +78,7 @@ class SlateStore:
         try:
             yield
         except redis.RedisError as error:
-            raise _service_error(error, self.url) from error
+            raise service_error(error, self.url) from error
 
     def ping(self) -> None:
         """Raise `ServiceError` unless Redis answers."""
@@ -264,9 +232,9 @@ class AsyncSlateReader:
         self._known: str | None = None
         retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
         try:
-            self._redis: Any = redis.asyncio.Redis.from_url(url, **_client_options(retry, timeout_s))
+            self._redis: Any = redis.asyncio.Redis.from_url(url, **client_options(retry, timeout_s))
         except ValueError:
-            raise _url_error(url) from None  # its message may quote the password
+            raise url_error(url) from None  # its message may quote the password
 
     async def __aenter__(self) -> Self:
         return self
@@ -283,7 +251,7 @@ class AsyncSlateReader:
         try:
             yield
         except redis.RedisError as error:
-            raise _service_error(error, self.url) from error
+            raise service_error(error, self.url) from error
 
     async def active_version(self) -> str | None:
         """The version that readers see."""
