@@ -193,6 +193,7 @@ class EventStream:
 
     Attributes:
         position: id of the last entry that was handed out, quarantined or dropped.
+        seen: entries up to there.
         rejected: reason -> entries that were not handed out for it.
 
     Raises:
@@ -245,12 +246,12 @@ class EventStream:
 
     def state(self) -> dict[str, Any]:
         """JSON values from which `restore` goes on: position, entries seen, window and counts."""
-        return {"position": self.position, "seen": self._seen, "window": list(self._window), "rejected": dict(self.rejected)}
+        return {"position": self.position, "seen": self.seen, "window": list(self._window), "rejected": dict(self.rejected)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on behind the entry where `state` was taken; an empty one is the beginning of the stream."""
         self.position: str = state.get("position", START)
-        self._seen: int = state.get("seen", 0)
+        self.seen: int = state.get("seen", 0)
         self._window: dict[str, None] = dict.fromkeys(state.get("window", ()))  # in the order of arrival
         self.rejected: Counter[str] = Counter(state.get("rejected", {}))
         self._placed = False
@@ -289,13 +290,14 @@ class EventStream:
             self.rejected.update(reason for _, reason in refused)
         fresh = [(entry_id, event) for entry_id, event in judged if isinstance(event, Event) and self._is_new(event.event_id)]
         if judged:
-            self.position, self._seen = judged[-1][0], self._seen + len(judged)
+            self.position, self.seen = judged[-1][0], self.seen + len(judged)
+        self._placed = True
         return fresh
 
     def _read(self, count: int, block_ms: int) -> list[_Entry]:
         if not self._placed:
             self._place()
-        self._placed = False  # until the answer is here: the group may move on without it
+        self._placed = False  # until the answer has been dealt with: the group moves on without it
         wait = min(block_ms, _MAX_BLOCK_MS) or None
         try:
             answer = self._redis.xreadgroup(self.group, self.consumer, {self.keys.events: ">"}, count=count, block=wait)
@@ -304,7 +306,6 @@ class EventStream:
                 raise
             self._place()
             answer = []
-        self._placed = True
         return list(answer[0][1]) if answer else []
 
     def _judge(self, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event | str:
@@ -360,11 +361,11 @@ class EventStream:
                 raise
             return Lag(0, 0.0)
         dropped = about["entries-added"] - about["length"]
-        if (missed := dropped - self._seen) > 0:
+        if (missed := dropped - self.seen) > 0:
             self.rejected[_TRIMMED] += missed
-            self._seen = dropped
+            self.seen = dropped
             get_logger("stream").error("the stream dropped events before they were read", events=missed, mend="raise streaming.max_length")
-        entries = max(about["entries-added"] - self._seen, 0)
+        entries = max(about["entries-added"] - self.seen, 0)
         after = self._ask(lambda: self._redis.xrange(self.keys.events, f"({self.position}", "+", 1)) if entries else []
         return Lag(entries, max(time.time() - _time_of(after[0][0]) / 1000, 0.0) if after else 0.0)
 
