@@ -30,6 +30,7 @@ from infra.sections import (
     ServingConfig,
     SlateStoreConfig,
     SplitConfig,
+    StreamingConfig,
     TrackingConfig,
     TrainingConfig,
 )
@@ -54,6 +55,7 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     slate_store: SlateStoreConfig = SlateStoreConfig()
     serving: ServingConfig = ServingConfig()
+    streaming: StreamingConfig = StreamingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -199,9 +199,11 @@ class EventStream:
         knows: whether an item is one that can be used; None takes all.
         limits: what an entry may be.
         window: ids of the latest so many events are kept to drop copies.
+        access: options of the client, see `infra.redis_client.access_of`.
 
     Attributes:
         position: id of the last entry that was handed out, quarantined or dropped.
+        seen: entries up to there.
         rejected: reason -> entries that were not handed out for it.
 
     Raises:
@@ -219,12 +221,13 @@ class EventStream:
         knows: Callable[[str], bool] | None = None,
         limits: Limits = Limits(),
         window: int = 50_000,
+        access: Mapping[str, Any] | None = None,
     ) -> None:
         self.url, self.keys, self.group, self.consumer = url, Keys(prefix), group, consumer
         self._knows, self._limits, self._window_size = knows, limits, window
         # Not the client's own retries: a repeated read would go on behind entries that never arrived.
         self._retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=5, supported_errors=(*UNAVAILABLE, redis.BusyLoadingError))
-        options = client_options(Retry(ExponentialBackoff(), retries=0), _ANSWER_S) | {"retry_on_error": []}
+        options = client_options(Retry(ExponentialBackoff(), retries=0), _ANSWER_S, access) | {"retry_on_error": []}
         try:
             self._redis: Any = redis.Redis.from_url(url, **options)
         except ValueError:
@@ -254,12 +257,12 @@ class EventStream:
 
     def state(self) -> dict[str, Any]:
         """JSON values from which `restore` goes on: position, entries seen, window and counts."""
-        return {"position": self.position, "seen": self._seen, "window": list(self._window), "rejected": dict(self.rejected)}
+        return {"position": self.position, "seen": self.seen, "window": list(self._window), "rejected": dict(self.rejected)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on behind the entry where `state` was taken; an empty one is the beginning of the stream."""
         self.position: str = state.get("position", START)
-        self._seen: int = state.get("seen", 0)
+        self.seen: int = state.get("seen", 0)
         self._window: dict[str, None] = dict.fromkeys(state.get("window", ()))  # in the order of arrival
         self.rejected: Counter[str] = Counter(state.get("rejected", {}))
         self._placed = False
@@ -298,13 +301,14 @@ class EventStream:
             self.rejected.update(reason for _, reason in refused)
         fresh = [(entry_id, event) for entry_id, event in judged if isinstance(event, Event) and self._is_new(event.event_id)]
         if judged:
-            self.position, self._seen = judged[-1][0], self._seen + len(judged)
+            self.position, self.seen = judged[-1][0], self.seen + len(judged)
+        self._placed = True
         return fresh
 
     def _read(self, count: int, block_ms: int) -> list[_Entry]:
         if not self._placed:
             self._place()
-        self._placed = False  # until the answer is here: the group may move on without it
+        self._placed = False  # until the answer has been dealt with: the group moves on without it
         wait = min(block_ms, _MAX_BLOCK_MS) or None
         try:
             answer = self._redis.xreadgroup(self.group, self.consumer, {self.keys.events: ">"}, count=count, block=wait)
@@ -313,7 +317,6 @@ class EventStream:
                 raise
             self._place()
             answer = []
-        self._placed = True
         return list(answer[0][1]) if answer else []
 
     def _judge(self, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event | str:
@@ -369,11 +372,11 @@ class EventStream:
                 raise
             return Lag(0, 0.0)
         dropped = about["entries-added"] - about["length"]
-        if (missed := dropped - self._seen) > 0:
+        if (missed := dropped - self.seen) > 0:
             self.rejected[_TRIMMED] += missed
-            self._seen = dropped
+            self.seen = dropped
             get_logger("stream").error("the stream dropped events before they were read", events=missed, mend="raise streaming.max_length")
-        entries = max(about["entries-added"] - self._seen, 0)
+        entries = max(about["entries-added"] - self.seen, 0)
         after = self._ask(lambda: self._redis.xrange(self.keys.events, f"({self.position}", "+", 1)) if entries else []
         return Lag(entries, max(time.time() - _time_of(after[0][0]) / 1000, 0.0) if after else 0.0)
 

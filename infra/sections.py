@@ -339,6 +339,45 @@ class ServingConfig(Section):
     Empty asks for none, which only the loopback interface may."""
 
 
+class StreamingConfig(Section):
+    """Training on what users do now, and the hourly release of what came of it (RankGR 3.4)."""
+
+    max_length: int = Field(1_000_000, ge=1)
+    """Events that the stream keeps, give or take a few; a trainer that falls further behind misses some, and counts them."""
+    max_age_hours: float | None = Field(168.0, gt=0)
+    """An event that is older than this when it arrives is quarantined; null takes all, for backfills."""
+    window: int = Field(50_000, ge=1)
+    """A copy of one of the latest so many events is dropped."""
+    events_per_step: int = Field(256, ge=1)
+    """Entries of the stream that make one optimizer step."""
+    step_wait_s: float = Field(60.0, ge=0)
+    """A step is made of fewer events where no more came for this long."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Constant; the other settings of an optimizer step are those that the model was trained with."""
+    replay_share: float = Field(0.5, ge=0, lt=1)
+    """Of the rows of a step, how many are earlier ones, against forgetting."""
+    replay_rows: int = Field(20_000, ge=0)
+    """A uniform sample of this many earlier rows is kept; it begins with those that the model was trained on."""
+    users: int = Field(20_000, ge=1)
+    """Users whose timelines are kept; those seen last. Others begin with what the last run knew of them."""
+    checkpoint_every_s: float = Field(30.0, ge=0)
+    checkpoints: int = Field(3, ge=1)
+    """Newest ones that are kept."""
+    max_loss_rise: float = Field(2.0, gt=1)
+    """Go back to the last checkpoint, and leave out the events since, where the running mean of the loss exceeds its value there
+    by this factor."""
+    max_drift: float = Field(0.5, gt=0)
+    """The same where the weights are this far from the served ones, relative to their length."""
+    max_rollbacks: int = Field(3, ge=1)
+    """The trainer stops after this many in a row."""
+    sync_every_s: float = Field(3600.0, ge=0)
+    """How often the averaged weights face the gate and, if they pass, are released."""
+    gate_users: int = Field(500, ge=1)
+    """Users with a positive, among those seen after the weights were set aside, on whom these and the served ones are judged."""
+    max_outage_s: float = Field(600.0, ge=0)
+    """How long the trainer waits for a Redis that does not answer."""
+
+
 class ClusterConfig(Section):
     """Ray."""
 

@@ -50,7 +50,7 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def local_services(config: Config, *, redis: bool = True) -> Iterator[None]:
+def local_services(config: Config, *, redis: bool = True, ray: bool = True) -> Iterator[None]:
     """Ray and, unless one is configured, a Valkey in the workspace; child processes find both in the environment."""
     with ExitStack() as stack:
         stack.enter_context(interruptible())
@@ -62,7 +62,8 @@ def local_services(config: Config, *, redis: bool = True) -> Iterator[None]:
         if redis:
             with SlateStore.of(config.slate_store, redis_url(config)) as store:  # now rather than after an hour of training
                 store.ping()
-        stack.enter_context(ray_session(config.cluster))
+        if ray:
+            stack.enter_context(ray_session(config.cluster))
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,23 @@ def decide(report: Mapping[str, Any], champion: Mapping[str, Any] | None, policy
     checks = [_some_users(report), _beats_baselines(report, policy), _is_valid(report, policy)]
     if champion is not None:
         checks.append(_holds_against_champion(report, champion, policy))
+    return _decision(checks)
+
+
+def decide_update(figures: Mapping[str, float], served: Mapping[str, float], users: int, policy: GateConfig) -> Decision:
+    """Weigh weights that went on learning against the served ones, both judged on the same events.
+
+    Args:
+        figures: metrics of the new weights.
+        served: of those that they would replace.
+        users: who were judged.
+        policy: the metric and `max_drop_from_champion`.
+    """
+    new, old = {"retriever": figures, "users": users}, {"retriever": served}
+    return _decision([_some_users(new), _holds_against_champion(new, old, policy)])
+
+
+def _decision(checks: Sequence[_Check]) -> Decision:
     promoted = all(check.holds for check in checks)
     return Decision(promoted, tuple(check.text for check in checks if check.holds == promoted))
 

@@ -20,8 +20,8 @@ _BUCKET = 32
 _FINE_BUCKET = 8  # where rows are short, a batch holds many of them and padding would be most of it
 
 
-def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
-    """Rows of the training phase; events that are too old or whose level has weight 0 in every loss are no targets.
+def target_min_level(config: Config) -> int:
+    """The lowest level that counts in any loss: events below it are no targets.
 
     Raises:
         ConfigError: every loss has weight 0.
@@ -31,6 +31,16 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
     used = [level for level in r.Level if loss.ntp_level_weights.get(level, 0) > 0 or loss.alpha > 0 or level in in_rank_head]
     if not used:
         raise ConfigError("every loss has weight 0", where="training.loss", mend="set ntp_level_weights, alpha or rsp_weight above 0")
+    return min(used)
+
+
+def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
+    """Rows of the training phase; events that are too old or whose level has weight 0 in every loss are no targets.
+
+    Raises:
+        ConfigError: every loss has weight 0.
+    """
+    lowest = target_min_level(config)
     start_ms = first_target_ms(timelines, config.training.target_days)
     rows: list[Row] = []
     for timeline in timelines.select(["items", "levels", "requests", "phases", "timestamps"]).to_pylist():
@@ -42,7 +52,7 @@ def training_rows(timelines: pa.Table, config: Config) -> list[Row]:
                 levels,
                 requests,
                 history_min_level=config.retriever.history_min_level,
-                target_min_level=min(used),
+                target_min_level=lowest,
                 max_history=config.retriever.max_history,
                 first_target=int(np.searchsorted(timeline["timestamps"][:count], start_ms)),
             )

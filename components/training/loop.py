@@ -37,6 +37,11 @@ def build_model(config: Config, sids: pa.Table, codebooks_MKF: npt.NDArray[np.fl
     if config.retriever.codeword_init == "codebooks":
         assert codebooks_MKF is not None
         start_from_codebooks(model, codebooks_MKF)
+    return for_training(model, config)
+
+
+def for_training(model: Retriever, config: Config) -> Retriever:
+    """The model in training mode; what no loss reaches is frozen."""
     if config.training.loss.rsp_weight == 0:
         model.rank_head.requires_grad_(requires_grad=False)
     if config.training.gradient_checkpointing:
@@ -170,7 +175,7 @@ def run_epochs(
             return
         first, begun = epoch * plan.steps, state["steps"] - epoch * plan.steps
         sums, start = dict(state["sums"]), time.monotonic() - state["seconds"]
-        torch.manual_seed(_noise_seed(config, epoch, begun, rank))
+        torch.manual_seed(noise_seed(config, epoch, begun, rank))
         for done, batches in enumerate(epoch_batches(plan, epoch=epoch, seed=config.seed, rank=rank, skip=begun), begun + 1):
             losses = train_step(model, batches, optimizer, schedule, config)
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
@@ -179,7 +184,7 @@ def run_epochs(
                 tell(first + done, training.epochs * plan.steps, {"epoch": epoch + 1, "loss": round(losses["loss"], 3)})
             if training.checkpoint_every_steps and (first + done) % training.checkpoint_every_steps == 0 and done < plan.steps:
                 yield {**state, "steps": first + done, "sums": sums, "seconds": time.monotonic() - start}
-                torch.manual_seed(_noise_seed(config, epoch, done, rank))
+                torch.manual_seed(noise_seed(config, epoch, done, rank))
         point = {"epoch": epoch + 1, "step": first + plan.steps, "seconds": round(time.monotonic() - start, 2)}
         point |= {name: total / plan.steps for name, total in sums.items()}
         stopped = False
@@ -190,7 +195,7 @@ def run_epochs(
         yield state
 
 
-def _noise_seed(config: Config, epoch: int, done: int, rank: int) -> int:
+def noise_seed(config: Config, epoch: int, done: int, rank: int) -> int:
     """Seed of dropout from a place on where a run may resume: it then draws the same as one that was not disturbed."""
     if done:
         return int(np.random.SeedSequence((config.seed, epoch, done, rank)).generate_state(1)[0])

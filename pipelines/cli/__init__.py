@@ -7,7 +7,7 @@ import sys
 import typer
 
 from infra.errors import RankGRError
-from pipelines.cli import data, doctor, quickstart, release, report, run, serve, settings, sids
+from pipelines.cli import data, doctor, quickstart, release, report, run, serve, settings, sids, stream
 
 app = typer.Typer(
     name="rankgr",
@@ -29,6 +29,7 @@ app.command("evaluate")(run.evaluate)
 app.command("precompute")(run.precompute)
 app.command("compile")(run.compile_pipeline)
 app.command("serve")(serve.serve)
+app.command("stream")(stream.stream)
 app.command("recommend")(serve.recommend)
 app.command("report")(report.report)
 

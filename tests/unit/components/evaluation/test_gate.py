@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from components.evaluation.gate import decide
+from components.evaluation.gate import decide, decide_update
 from infra.sections import GateConfig
 
 POLICY = GateConfig(metric="ndcg@10", min_gain_over_baselines=0.0, max_drop_from_champion=0.5, max_invalid_rate=0.0)
@@ -81,3 +81,23 @@ def test_an_empty_report_is_refused_for_every_reason():
 
 def test_the_default_policy_reads_a_metric_that_reports_have():
     assert decide(report(), None, GateConfig()).promoted
+
+
+def test_an_update_is_held_against_the_served_weights_on_the_same_users():
+    served = {"ndcg@10": 0.4}
+    assert decide_update({"ndcg@10": 0.2}, served, 50, POLICY).promoted
+    refused = decide_update({"ndcg@10": 0.19}, served, 50, POLICY)
+    assert refused.reasons == ("ndcg@10 0.1900 is below 0.2000 (champion 0.4000 -50.0%)",)
+
+
+@pytest.mark.parametrize(
+    ("new", "served", "users"),
+    [
+        ({}, {"ndcg@10": 0.1}, 5),
+        ({"ndcg@10": 0.1}, {}, 5),
+        ({"ndcg@10": math.nan}, {"ndcg@10": 0.1}, 5),
+        ({"ndcg@10": 1.0}, {"ndcg@10": 0.1}, 0),
+    ],
+)
+def test_an_update_that_cannot_be_compared_is_refused(new, served, users):
+    assert not decide_update(new, served, users, POLICY).promoted

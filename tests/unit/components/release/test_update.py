@@ -1,0 +1,56 @@
+"""Weights that went on learning take the champion's place, unless another model has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from components.release.update import streamed_of, update_champion
+from components.retriever.bundle import load_bundle
+from infra.config import Config
+from infra.steps import Run, StepResult, remember, run_of, run_records
+from infra.tracking import Registered, Registry
+from tests.streaming import settings, write_small_bundle
+
+FIGURES = {"new": {"hr@5": 0.3}, "served": {"hr@5": 0.2}}
+
+
+def champion_of(registry: Registry) -> Registered:
+    champion = registry.champion()
+    assert champion is not None
+    return champion
+
+
+def released(folder: Path, config: Config, registry: Registry) -> Registered:
+    """A champion as the step `release` leaves it."""
+    step = folder / "steps" / "release" / "first"
+    uri = write_small_bundle(step, config)
+    registry.promote(registry.register(uri, evaluation="e", metrics={}, params={}, files={}))
+    remember(Run(config, "a-run"), StepResult("release", str(step), False, 1.0, {"version": load_bundle(uri).version}))
+    return champion_of(registry)
+
+
+def test_an_update_is_a_new_champion_of_the_same_run_and_lineage(tmp_path: Path) -> None:
+    config = settings(f"workspace={tmp_path}")
+    registry = Registry(config.tracking, config.workspace)
+    first = released(tmp_path, config, registry)
+    before = load_bundle(first.bundle_uri)
+    assert streamed_of(first.bundle_uri) == before.version
+    for round_ in (1, 2):
+        champion = champion_of(registry)
+        weights = {name: value + round_ if value.is_floating_point() else value for name, value in before.weights.items()}
+        result = update_champion(Run(config), registry, champion, weights, FIGURES)
+        assert result is not None
+        now = champion_of(registry)
+        bundle = load_bundle(now.bundle_uri)
+        assert bundle.version == result.metadata["version"] != before.version
+        assert all(torch.equal(bundle.weights[name], weights[name]) for name in weights)
+        assert bundle.item_ids == before.item_ids
+        assert streamed_of(now.bundle_uri) == before.version
+        assert now.evaluation == "e"
+        assert run_of(config.workspace, "release", result.uri) == "a-run"
+        assert run_records(config.workspace, "a-run")["release"].uri == result.uri
+    # The first champion's trainer has been overtaken.
+    assert update_champion(Run(config), registry, first, before.weights, FIGURES) is None
+    assert champion_of(registry).bundle_uri == now.bundle_uri
