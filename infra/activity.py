@@ -13,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from infra.errors import IntegrityError
 from infra.event_stream import Event
+from infra.logs import get_logger
 from infra.slate_codec import UserHistory, decode_history
 from infra.slate_store import AsyncSlateReader, jittered
 
@@ -60,7 +62,7 @@ class UserActivity:
         """The published timeline with the events behind it that happened since."""
         keys = self._reader.keys
         blob, recent = await self._reader.ask([("GET", keys.history(user_id)), ("ZRANGE", keys.recent(user_id), 0, -1, "WITHSCORES")])
-        published = decode_history(user_id, blob) if blob else UserHistory(user_id, (), ())
+        published = self._decoded(user_id, blob) if blob else UserHistory(user_id, (), ())
         new = [json.loads(member) for member, score in _pairs(recent) if float(score) > published.until]
         return UserHistory(
             user_id,
@@ -68,6 +70,14 @@ class UserActivity:
             (*published.levels, *(level for *_, level in new)),
             published.until,
         )
+
+    def _decoded(self, user_id: str, blob: bytes) -> UserHistory:
+        """One that is damaged, or of an earlier release, must not keep others from their slates: the next bulk run mends it."""
+        try:
+            return decode_history(user_id, blob)
+        except IntegrityError as error:
+            get_logger("activity").warning("a history is left out", reason=error.what)
+            return UserHistory(user_id, (), ())
 
     async def claim(self, version: str, user_id: str, seconds: float) -> bool:
         """Whether the caller is the one to compute a slate, among all processes; the claim ends by itself."""

@@ -109,9 +109,15 @@ class LiveService:
 
         handle = serve.get_deployment_handle(MODEL, APP)
         answers = [handle.compute.remote(request) for request in requests]
-        return [
-            answer.result(timeout_s=max(request.deadline - time.time(), 0.0)) for request, answer in zip(requests, answers, strict=True)
-        ]
+        return [self._outcome(answer, request) for request, answer in zip(requests, answers, strict=True)]
+
+    def _outcome(self, answer: Any, request: SlateRequest) -> Outcome:
+        try:
+            outcome: Outcome = answer.result(timeout_s=max(request.deadline - time.time(), 0.0))
+        except Exception as error:  # of this user, or of a replica that died: the others go on
+            get_logger("sync").warning("a slate could not be computed", reason=(str(error).splitlines() or [repr(error)])[0])
+            return "failed"
+        return outcome
 
 
 @contextmanager

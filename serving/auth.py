@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 from collections.abc import Sequence
 
 from fastapi.responses import JSONResponse
@@ -16,17 +17,20 @@ from infra.sections import ServingConfig
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _MIN_CHARACTERS = 16
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
 def token_digests(config: ServingConfig) -> list[str]:
     """SHA-256 of each accepted token: replicas and Ray's control plane see no token.
 
     Raises:
-        ConfigError: the host is not the loopback interface and there is no token; a token is missing or short.
+        ConfigError: other machines can reach the service and there is no token; a token is missing or short.
     """
-    if not config.tokens and not _is_loopback(config.host):
+    # Behind HAProxy, Ray Serve listens on all interfaces, whatever host is configured.
+    reachable = not _is_loopback(config.host) or os.environ.get(_HAPROXY, "0") not in ("", "0")
+    if not config.tokens and reachable:
         raise ConfigError(
-            f"serving.host {config.host!r} opens the service to other machines, and no token is configured",
+            f"serving.host {config.host!r} or {_HAPROXY} opens the service to other machines, and no token is configured",
             where="serving.tokens",
             mend="export RANKGR_TOKEN=$(openssl rand -hex 32), and --set serving.tokens=[env:RANKGR_TOKEN]",
         )

@@ -16,7 +16,7 @@ from infra.logs import get_logger
 from infra.metrics import Meter
 from serving.intake import Overloaded
 
-Outcome = Literal["stored", "late", "unknown version", "dropped version"]
+Outcome = Literal["stored", "late", "unknown version", "dropped version", "failed"]
 _REVALIDATION_SHARE = 0.5  # of the queue: slates that somebody is about to ask for go before those that are only old
 
 

@@ -45,7 +45,9 @@ class Ingress:
             stale_s=settings.stale_hours * 3600,
             meter=meter,
         )
-        writer = AsyncEventWriter(redis_url, prefix=store.prefix, access=access_of(store, redis_url))
+        writer = AsyncEventWriter(
+            redis_url, prefix=store.prefix, max_length=self.config.streaming.max_length, access=access_of(store, redis_url)
+        )
         self.intake = EventIntake(writer, self.retrieval.activity)
         self.stats, self.log = Stats(meter), get_logger("ingress")
         self.fresh = FreshSlates(

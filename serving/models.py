@@ -48,7 +48,7 @@ class EarlyEvent(Body):
     level: int = Field(2, ge=1, le=4)
     event_id: Id | None = None
     timestamp_ms: int | None = Field(None, ge=0)
-    request_id: str = Field("", max_length=_MAX_ID_BYTES)
+    request_id: Annotated[str, Field(max_length=_MAX_ID_BYTES), AfterValidator(_short)] = ""
 
     @model_validator(mode="after")
     def _now_or_lately(self) -> Self:

@@ -76,7 +76,7 @@ class Precompute:
             self.meter.count("rankgr_swaps", outcome="refused")
             if not self.models:
                 raise
-            self.log.exception("a bundle was refused, the old one keeps serving", reason=str(error).splitlines()[0])
+            self.log.exception("a bundle was refused, the old one keeps serving", reason=(str(error).splitlines() or [repr(error)])[0])
             return
         before, self.models = self.models, {model.bundle.version: model for model in models}
         for version in before.keys() | self.models.keys():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Protocol
 
 from infra import storage
@@ -22,6 +23,7 @@ from serving.flights import Outcome, SlateRequest
 
 _REFRESH_DEADLINE_S = 600.0
 _STOP_S = 2.0
+_LIVE_SHARE = 0.5
 _LOST_SHARE = 0.01  # of the users whose slates may be missing when a version is shown
 
 
@@ -89,7 +91,9 @@ class Sync:
         version = storage.open_committed(uri).digest[:12]
         self.service.swap(self.bundle_uri, self.version, {**old, uri: version})
         try:
-            if self.store.users(version) is None:
+            if self._has_slates(version):
+                self._probe(version)
+            else:
                 self._publish(uri, version)
             if self.store.active_version() != version:
                 self.store.activate(version)
@@ -101,6 +105,16 @@ class Sync:
         dropped = self.store.drop_old()
         self._log.info("swapped", version=version, seconds=round(time.monotonic() - start, 1), dropped=dropped or None)
         return True
+
+    def _has_slates(self, version: str) -> bool:
+        """Whether a version's slates are complete and most of them have not expired since."""
+        users = self.store.users(version)
+        return users is not None and self.store.count(version) >= _LIVE_SHARE * users
+
+    def _probe(self, version: str) -> None:
+        """Raise `ServiceError` unless replicas compute slates of a version: one that refused its bundle says so only here."""
+        if lost := self._computed_without(list(islice(self._by_activity(), self._batch)), version):
+            raise ServiceError(f"replicas did not compute {len(lost)} slates", where=version, mend="see the replicas' log")
 
     def _publish(self, uri: str, version: str) -> None:
         self.store.register(version)

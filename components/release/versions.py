@@ -87,7 +87,9 @@ def _target(found: list[Release], to: str) -> Release:
         seen = [place for place, release in enumerate(usable) if release.is_active] or [
             place for place, release in enumerate(usable) if release.is_champion
         ]
-        matches = [release for release in usable[seen[0] + 1 :] if release.promoted_ms] if seen else []
+        # By when they were champion last, not by number: what was rolled back from is not returned to.
+        matches = sorted(usable[seen[0] + 1 :] if seen else [], key=lambda release: -release.promoted_ms)
+        matches = [release for release in matches if release.promoted_ms]
         mend = "name one with --to, see `rankgr release list`"
     if not matches:
         raise DataError(f"there is no version {to}" if to else "no earlier version has been champion", mend=mend)

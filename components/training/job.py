@@ -104,7 +104,7 @@ def _fit(trainer: Any) -> Any:
     def run() -> None:
         try:
             outcome.append(trainer.fit())
-        except Exception as error:
+        except BaseException as error:
             outcome.append(error)
         finally:
             ended.set()
@@ -122,7 +122,7 @@ def _fit(trainer: Any) -> Any:
         while not ended.wait(_WAKE_S) and time.monotonic() < deadline:
             kill_local_actors("TrainController")
         raise
-    if isinstance(outcome[0], Exception):
+    if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]
 

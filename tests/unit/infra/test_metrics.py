@@ -51,7 +51,7 @@ def test_every_metric_is_counted_somewhere_and_shown() -> None:
     assert [name for name in METRICS if PREFIX + name not in text] == []
 
 
-def test_the_rules_have_a_name_a_way_out_and_a_test() -> None:
+def test_the_rules_have_a_name_and_a_way_out_and_their_tests_name_rules_that_are_there() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
     for rule in rules():

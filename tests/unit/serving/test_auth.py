@@ -23,6 +23,13 @@ def settings(*overrides: str) -> list[str]:
     return token_digests(load_config(overrides=overrides).serving)
 
 
+def test_behind_haproxy_a_token_is_needed_on_loopback_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings("serving.host=127.0.0.1") == []
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ConfigError, match="opens the service to other machines"):
+        settings("serving.host=127.0.0.1")
+
+
 def test_every_route_that_is_no_read_asks_for_a_token(tmp_path: Path) -> None:
     references = []
     for number, token in enumerate(TOKENS):

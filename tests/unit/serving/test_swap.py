@@ -64,6 +64,19 @@ def test_each_slate_is_of_the_weights_that_its_version_names(valkey: str) -> Non
             assert {slate.model_version for slate in store.get_many(users).values()} == {version}
 
 
+def test_a_damaged_history_keeps_nobody_else_from_a_slate(valkey: str) -> None:
+    make_active(valkey, "v1")
+
+    async def story() -> None:
+        replica = Precompute(CONFIG.to_json(), valkey, load, to_ray=False)
+        await replica.reconfigure({"b/v1": "v1"})
+        await replica.reader.ask([("SET", replica.reader.keys.history("ann"), b"no history")])
+        assert await replica.answer([ask("ann", "v1"), ask("bob", "v1")]) == ["stored", "stored"]
+        await replica.reader.close()
+
+    asyncio.run(story())
+
+
 def test_a_batch_under_way_ends_with_the_model_it_began_with(valkey: str) -> None:
     make_active(valkey, "v1")
 
@@ -161,11 +174,29 @@ def test_a_new_champion_is_taken_over_active_users_first(served: SlateStore, tmp
     assert not sync.once()
 
 
-def test_slates_that_the_batch_job_published_are_not_computed_again(served: SlateStore, tmp_path: Path) -> None:
+def test_of_slates_that_the_batch_job_published_only_a_few_are_computed_to_see_that_replicas_can(
+    served: SlateStore, tmp_path: Path
+) -> None:
     service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
     served.complete(version, users=0)
     assert sync_of(served, service, uri).once()
-    assert (service.users, served.active_version()) == ([], version)
+    assert (service.users, served.active_version()) == (["eve", "newcomer"], version)
+
+
+def test_a_version_that_replicas_do_not_hold_is_not_shown_though_its_slates_are_there(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served, fail=True), bundle(tmp_path / "new")
+    served.complete(version, users=0)
+    with pytest.raises(ServiceError, match="replicas did not compute 2 slates"):
+        sync_of(served, service, uri).once()
+    assert service.swaps[-1] == ("v1", {"v1"})
+    assert served.active_version() == "v1"
+
+
+def test_slates_that_have_expired_are_computed_again(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    served.complete(version, users=3)  # of which none is there any more
+    assert sync_of(served, service, uri).once()
+    assert served.count(version) == 4
 
 
 def test_a_damaged_champion_changes_nothing(served: SlateStore, tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def test_releases_say_what_is_champion_and_what_is_seen(registry: Registry, stor
     assert found[0].promoted_ms == 0 < found[2].promoted_ms <= found[1].promoted_ms
 
 
+def test_what_was_rolled_back_from_is_not_returned_to(registry: Registry, store: SlateStore, tmp_path: Path) -> None:
+    release(registry, store, tmp_path / "one")
+    two, bad = (release(registry, store, tmp_path / name) for name in ("two", "bad"))
+    assert roll_back(registry, store).version == two
+    release(registry, store, tmp_path / "four")
+    assert roll_back(registry, store).version == two != bad
+
+
 def test_back_to_the_champion_before_and_on_to_any(registry: Registry, store: SlateStore, tmp_path: Path) -> None:
     names = ("one", "two", "refused", "three")
     one, two, _, three = (release(registry, store, tmp_path / n, promote=n != "refused") for n in names)
