@@ -24,7 +24,12 @@ app = typer.Typer(help="Versions that were released.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_releases(config: ConfigFile = None, preset: Preset = None, overrides: Overrides = None) -> None:
+def list_releases(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,  # noqa: ARG001 - it only reads
+) -> None:
     """Show every released version: the champion, the one that readers see, and those whose slates are still there.
 
     Example: `rankgr release list`
