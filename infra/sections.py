@@ -268,6 +268,9 @@ class EvaluationConfig(Section):
     max_users: int | None = None
     """Judge a random sample of this many users; null judges all."""
     examples: int = Field(3, ge=0)
+    threads: int = Field(1, ge=1)
+    """Of the retriever. Beam search is made of many small products, whose threads mostly wait for each other: on two cores with other
+    work beside it, two threads were seven times slower than one."""
 
 
 class GateConfig(Section):

@@ -83,11 +83,13 @@ def evaluate_retriever(config: Config, sessions_uri: str, sids_uri: str, trainin
 
 
 def _load(config: Config, catalogue: pa.Table, sids_uri: str, training_uri: str) -> RetrieverRecommender:
+    import torch
     from safetensors.torch import load
 
     from components.retriever.bundle import restore_model
     from components.retriever.recommender import RetrieverRecommender
 
+    torch.set_num_threads(config.evaluation.threads)
     codes = codes_of(storage.read_table(storage.join(sids_uri, "sids.parquet")))
     weights = load(storage.read_bytes(storage.join(training_uri, "model.safetensors")))
     trie = build_trie(codes, catalogue[r.POPULARITY].to_numpy(), n_codes=config.semantic_ids.codes)

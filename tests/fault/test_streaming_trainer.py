@@ -86,7 +86,7 @@ def run_process(folder: Path, url: str, *instant: Any, kill_after_s: float | Non
         time.sleep(kill_after_s)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(180)
     return process.exitcode
 
 
