@@ -16,21 +16,20 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from infra.errors import ServiceError
 from infra.logs import get_logger
 from infra.records import Level
-from infra.redis_client import UNAVAILABLE, client_options, service_error, url_error
+from infra.redis_client import UNAVAILABLE, AsyncClient, client_options, service_error, url_error
 from infra.slate_codec import Keys
 
 __all__ = ["AsyncEventWriter", "Event", "EventStream", "Lag", "Limits"]
@@ -129,7 +128,7 @@ def _is_id(value: object) -> bool:
         return False
 
 
-class AsyncEventWriter:
+class AsyncEventWriter(AsyncClient):
     """Appends events, from an event loop that answers users.
 
     Args:
@@ -153,29 +152,8 @@ class AsyncEventWriter:
         timeout_s: float = 0.5,
         access: Mapping[str, Any] | None = None,
     ) -> None:
-        self.url, self.keys, self._max_length = url, Keys(prefix), max_length
-        retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
-        try:
-            self._redis: Any = redis.asyncio.Redis.from_url(url, **client_options(retry, timeout_s, access))
-        except ValueError:
-            raise url_error(url) from None  # its message may quote the password
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._redis.aclose()
-
-    @asynccontextmanager
-    async def _errors(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise service_error(error, self.url) from error
+        super().__init__(url, prefix=prefix, timeout_s=timeout_s, access=access)
+        self._max_length = max_length
 
     async def append(self, events: Sequence[Event]) -> None:
         """Write events behind those that are there, in one round trip."""

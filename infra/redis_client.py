@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff
 
 from infra.credentials import read_secret
 from infra.errors import ConfigError, ServiceError
 from infra.sections import SlateStoreConfig
+from infra.slate_codec import Keys
 
 UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
 
@@ -68,3 +73,42 @@ def client_options(retry: Any, timeout_s: float, access: Mapping[str, Any] | Non
 def url_error(url: str) -> ConfigError:
     """For a URL that redis-py cannot read, whose own message may quote the password."""
     return ConfigError("slate_store.url is not a Redis URL", where=without_password(url), mend="write redis://HOST:PORT/DB")
+
+
+class AsyncClient:
+    """A connection for an event loop that answers users: few retries, short time limits.
+
+    Args:
+        url: redis:// or rediss:// URL.
+        prefix: first part of every key.
+        timeout_s: limit of one attempt to connect or to get an answer.
+        access: options of the client, see `access_of`.
+
+    Raises:
+        ConfigError: URL or prefix are not usable.
+    """
+
+    def __init__(self, url: str, *, prefix: str, timeout_s: float, access: Mapping[str, Any] | None) -> None:
+        self.url, self.keys = url, Keys(prefix)
+        retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
+        try:
+            self._redis: Any = redis.asyncio.Redis.from_url(url, **client_options(retry, timeout_s, access))
+        except ValueError:
+            raise url_error(url) from None  # its message may quote the password
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._redis.aclose()
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise service_error(error, self.url) from error

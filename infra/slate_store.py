@@ -22,19 +22,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Self, TypeVar
 
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from infra.errors import IntegrityError, ServiceError
-from infra.redis_client import access_of, client_options, service_error, url_error, without_password
+from infra.redis_client import AsyncClient, access_of, client_options, service_error, url_error, without_password
 from infra.sections import SlateStoreConfig
 from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
 
@@ -263,7 +262,7 @@ class SlateStore:
         return list(pipe.execute())
 
 
-class AsyncSlateReader:
+class AsyncSlateReader(AsyncClient):
     """The same store for an event loop that answers users: few retries, short time limits.
 
     Args:
@@ -281,35 +280,14 @@ class AsyncSlateReader:
     def __init__(
         self, url: str, *, prefix: str = "rankgr", ttl_hours: float = 72.0, timeout_s: float = 0.5, access: Mapping[str, Any] | None = None
     ) -> None:
-        self.url, self.keys, self.ttl_ms = url, Keys(prefix), int(ttl_hours * 3_600_000)
+        super().__init__(url, prefix=prefix, timeout_s=timeout_s, access=access)
+        self.ttl_ms = int(ttl_hours * 3_600_000)
         self._known: str | None = None
-        retry = AsyncRetry(ExponentialBackoff(cap=0.05, base=0.01), retries=1)
-        try:
-            self._redis: Any = redis.asyncio.Redis.from_url(url, **client_options(retry, timeout_s, access))
-        except ValueError:
-            raise url_error(url) from None  # its message may quote the password
 
     @classmethod
     def of(cls, config: SlateStoreConfig, url: str) -> Self:
         """The reader of the settings, at a URL."""
         return cls(url, prefix=config.prefix, ttl_hours=config.ttl_hours, access=access_of(config, url))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._redis.aclose()
-
-    @asynccontextmanager
-    async def _errors(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise service_error(error, self.url) from error
 
     async def active_version(self) -> str | None:
         """The version that readers see."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,13 @@ def test_weights_are_swapped_while_requests_go_on(tmp_path: Path, valkey: str) -
                         answer = other.get("/v1/users/ann/slate")
                         seen.append((answer.status_code, answer.json().get("model_version")))
 
-            reader = threading.Thread(target=read)
-            reader.start()
-            try:
-                assert sync.once()
-            finally:
-                done.set()
-                reader.join()
+            with ThreadPoolExecutor(1) as pool:
+                reading = pool.submit(read)
+                try:
+                    assert sync.once()
+                finally:
+                    done.set()
+                reading.result()  # raises what went wrong there
             assert model_replicas() == replicas  # in place
             assert {status for status, _ in seen} == {200}
             assert [version for _, version in seen] == sorted((version for _, version in seen), key=versions.index)
