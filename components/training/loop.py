@@ -59,7 +59,7 @@ def build_optimizer(model: nn.Module, config: Config, steps: int) -> tuple[torch
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98), fused=True)
     return optimizer, LambdaLR(optimizer, _rate_factor(training, training.epochs * steps))
 
 

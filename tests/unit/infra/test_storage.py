@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -177,6 +179,19 @@ def test_tables_of_a_folder_are_read_in_the_order_of_their_names(tmp_path: Path)
         storage.write_table(pa.table({"a": [number]}), str(folder / f"part-{number}.parquet"))
     assert storage.read_table(str(folder))["a"].to_pylist() == [0, 1, 2]
     assert storage.read_table(str(folder / "part-2.parquet"))["a"].to_pylist() == [2]
+
+
+def test_reading_a_table_leaves_no_thread_that_could_outlive_the_interpreter(tmp_path: Path) -> None:
+    storage.write_table(pa.table({"a": [[f"{i}"] for i in range(1000)], "b": list(range(1000))}), str(tmp_path / "t.parquet"))
+    script = """
+import os, sys
+from infra import storage
+before = len(os.listdir("/proc/self/task"))
+assert storage.read_table(sys.argv[1]).num_rows == 1000
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    told = subprocess.run([sys.executable, "-c", script, str(tmp_path / "t.parquet")], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "0"
 
 
 def test_a_folder_without_tables_is_told(tmp_path: Path) -> None:
