@@ -126,6 +126,8 @@ def _local_cluster(config: ClusterConfig) -> Iterator[str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Nobody takes nodes away from a cluster of this machine: a process less.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Requests whose replica dies are repeated by Ray Serve's proxies.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.repeats.middlewares",
         # Workers import the project's packages from the checkout.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")])),
         **{name: value for name, value in _QUIET.items() if name not in os.environ},

@@ -97,6 +97,11 @@ def encode_event(event: Event) -> bytes:
     return json.dumps(asdict(event), ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def entry_bytes(event: Event) -> int:
+    """Size of an event's entry, of which `Limits.max_bytes` is the limit: more than its ids' where JSON escapes their characters."""
+    return len(_FIELD) + len(encode_event(event))
+
+
 def _decode_event(fields: Mapping[bytes, bytes], arrived_ms: int, limits: Limits) -> Event:
     if sum(len(name) + len(value) for name, value in fields.items()) > limits.max_bytes:
         raise _UnusableError("too large")

@@ -101,12 +101,14 @@ def _decoding(blob: bytes, expected: int) -> Iterator[None]:
         )
     try:
         yield
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, RecursionError) as error:
         raise IntegrityError(f"a stored blob is damaged: {error}", mend="run `rankgr precompute` again") from error
 
 
 def _id_list(text: bytes, count: int) -> tuple[str, ...]:
     ids = json.loads(text)
+    if not isinstance(ids, list) or not {type(one) for one in ids} <= {str}:
+        raise ValueError("what should be a list of ids is none")
     if len(ids) != count:
         raise ValueError(f"{len(ids)} ids where {count} were announced")
     return tuple(ids)

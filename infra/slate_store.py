@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import redis
 import redis.asyncio
@@ -37,10 +37,30 @@ from infra.redis_client import AsyncClient, access_of, client_options, service_e
 from infra.sections import SlateStoreConfig
 from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
 
-__all__ = ["AsyncSlateReader", "Slate", "SlateStore", "UserHistory", "without_password"]
+__all__ = ["AsyncSlateReader", "Found", "Slate", "SlateStore", "UserHistory", "without_password"]
 
 T = TypeVar("T")
 _READ_ATTEMPTS = 5
+
+
+class Found(NamedTuple):
+    """What a look-up of some users found, all of it of one version.
+
+    Attributes:
+        version: the active one; None: there is none.
+        slates: user -> slate, of those that have one.
+        damaged: user -> what is wrong with the slate that is stored for them.
+    """
+
+    version: str | None
+    slates: dict[str, Slate]
+    damaged: dict[str, IntegrityError]
+
+    def intact(self) -> dict[str, Slate]:
+        """The slates; raises `IntegrityError` if one is damaged."""
+        for error in self.damaged.values():
+            raise error
+        return self.slates
 
 
 class SlateStore:
@@ -232,13 +252,13 @@ class SlateStore:
         return self.get_many([user_id]).get(user_id)
 
     def get_many(self, user_ids: Sequence[str]) -> dict[str, Slate]:
-        """The active slates of those users that have one, all of the same version."""
+        """The active slates of those users that have one, all of the same version; raises `IntegrityError` if one is damaged."""
         known = self.active_version()
         for _ in range(_READ_ATTEMPTS):
             with self._errors():
                 current, blobs = self._ask(_read_commands(self.keys, known, user_ids))
             if (found := _settled(known, current, user_ids, blobs)) is not None:
-                return found
+                return found.intact()
             known = _text_or_none(current)
         raise _restless(self.url)
 
@@ -299,7 +319,11 @@ class AsyncSlateReader(AsyncClient):
         return (await self.get_many([user_id])).get(user_id)
 
     async def get_many(self, user_ids: Sequence[str]) -> dict[str, Slate]:
-        """The active slates of those users that have one, all of the same version.
+        """The active slates of those users that have one, all of the same version; raises `IntegrityError` if one is damaged."""
+        return (await self.look_up(user_ids)).intact()
+
+    async def look_up(self, user_ids: Sequence[str]) -> Found:
+        """The active slates of some users; one that is damaged keeps nobody else from theirs.
 
         One round trip: the pointer is read beside the slates of the version seen last, and only where it has moved
         are they read again.
@@ -343,13 +367,20 @@ def _read_commands(keys: Keys, known: str | None, user_ids: Sequence[str]) -> li
     return [("GET", keys.active), ("MGET", *names) if known and names else ("ECHO", "")]
 
 
-def _settled(known: str | None, current: bytes | None, user_ids: Sequence[str], blobs: Any) -> dict[str, Slate] | None:
-    """The slates found, or None where the pointer has moved and they must be read again."""
+def _settled(known: str | None, current: bytes | None, user_ids: Sequence[str], blobs: Any) -> Found | None:
+    """What was found, or None where the pointer has moved and the slates must be read again."""
     if _text_or_none(current) != known:
         return None
+    found = Found(known, {}, {})
     if known is None or not user_ids:
-        return {}
-    return {user_id: decode_slate(user_id, blob) for user_id, blob in zip(user_ids, blobs, strict=True) if blob is not None}
+        return found
+    for user_id, blob in zip(user_ids, blobs, strict=True):
+        if blob is not None:
+            try:
+                found.slates[user_id] = decode_slate(user_id, blob)
+            except IntegrityError as error:
+                found.damaged[user_id] = error
+    return found
 
 
 def _restless(url: str) -> ServiceError:

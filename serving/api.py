@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
 
 from infra.errors import ConfigError, DataError, RankGRError, ServiceError
 from infra.event_stream import Event
@@ -32,10 +32,12 @@ from serving.models import (
     errors,
     event_of,
 )
+from serving.repeats import name_of
 from serving.request_id import RequestId
 from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
 from serving.stats import Stats, StatsAnswer
 
+_NOT_VALID, _SEE_DOCS = "the request is not valid", "see /docs for its form"
 _PAGE = Path(__file__).parent / "page.html"
 _PAGE_HEADERS = {  # the page holds all it needs, and asks nobody but this service
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -88,6 +90,7 @@ def create_api(
     api.add_middleware(RequestId)  # outermost
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
+    api.add_exception_handler(HTTPException, _http_error)
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
     api.include_router(_operations(retrieval, counts))
     api.include_router(_slates(retrieval, counts, slate_size, bearer))
@@ -107,11 +110,11 @@ def _operations(retrieval: Retrieval, counts: Stats) -> APIRouter:
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(counts.meter.text(), media_type="text/plain; version=0.0.4")
 
-    @api.get("/v1/stats")
+    @api.get("/v1/stats", responses=errors(503))
     async def summary() -> StatsAnswer:
         return counts.summary()
 
-    @api.get("/healthz")
+    @api.get("/healthz", responses=errors(503))
     async def healthz() -> Health:
         return Health(status="alive")
 
@@ -147,7 +150,7 @@ def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[A
     async def history(user_id: str) -> HistoryAnswer:
         return await retrieval.history(user_id)
 
-    @api.get("/v1/items/{item_id:path}", response_model=ItemAnswer, responses=errors(404, 422))
+    @api.get("/v1/items/{item_id:path}", response_model=ItemAnswer, responses=errors(404, 422, 503))
     async def item(item_id: str) -> ItemAnswer | JSONResponse:
         found = retrieval.item(item_id)
         return found or _error(404, "the catalogue has no such item", "check the id")
@@ -166,22 +169,29 @@ def _intake(retrieval: Retrieval, counts: Stats, intake: EventIntake | None, tri
         counts.meter.count("rankgr_events", len(new))
 
     @api.post("/v1/events", status_code=202, responses=errors(401, 422, 429, 503))
-    async def events(body: EventsRequest) -> EventsAccepted:
-        new = [event_of(event, event.user_id, place) for place, event in enumerate(body.events)]
+    async def events(body: EventsRequest, request: Request) -> EventsAccepted:
+        name = name_of(request.scope)
+        new = [event_of(event, event.user_id, place, name) for place, event in enumerate(body.events)]
         await take(new)
         return EventsAccepted(event_ids=[event.event_id for event in new])
 
     @api.post("/v1/requests", status_code=202, responses=errors(401, 422, 429, 503))
-    async def early(body: EarlyRequest) -> Accepted:
+    async def early(body: EarlyRequest, request: Request) -> Accepted:
         if trigger is None:
             raise ServiceError("this service has no model to compute slates with", mend="start it with a bundle")
-        version = await retrieval.ready()
+        version, name = await retrieval.ready(), name_of(request.scope)
+        new = [event_of(event, body.user_id, place, name) for place, event in enumerate(body.events)]
         trigger.admit(body.user_id, version)  # before the events are kept: refused, the whole request can be sent again
-        if body.events:
-            await take([event_of(event, body.user_id, place) for place, event in enumerate(body.events)])
+        if new:
+            await take(new)
         else:
             await retrieval.activity.saw(body.user_id)
-        trigger.start(body.user_id, version)
+        try:
+            trigger.start(body.user_id, version)
+        except Overloaded:
+            if not new:
+                raise
+            return Accepted(user_id=body.user_id, model_version=version, status="shed")  # others came first while the events were written
         return Accepted(user_id=body.user_id, model_version=version)
 
     return api
@@ -209,5 +219,21 @@ async def _our_error(_: Request, error: Exception) -> JSONResponse:
 async def _bad_input(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    problems = [{"where": ".".join(map(str, problem["loc"])), "what": problem["msg"]} for problem in error.errors()]
-    return _error(422, "the request is not valid", "see /docs for its form", problems=jsonable_encoder(problems))
+    problems = [{"where": _text(".".join(map(str, problem["loc"]))), "what": _text(problem["msg"])} for problem in error.errors()]
+    return _error(422, _NOT_VALID, _SEE_DOCS, problems=problems)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    """What the framework refuses, in the form of all our errors: no such route or method, a body that cannot be read at all."""
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 400:
+        return _error(422, _NOT_VALID, _SEE_DOCS)
+    answer = _error(error.status_code, str(error.detail), _SEE_DOCS)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _text(value: str) -> str:
+    """Fit for an answer: names of fields come from the caller, and half of a surrogate pair is no UTF-8."""
+    return value.encode(errors="replace").decode()

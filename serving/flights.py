@@ -27,12 +27,14 @@ class SlateRequest(NamedTuple):
         version: of the model that computes it.
         deadline: seconds since the epoch; later it is not worth computing.
         request_id: of the HTTP request that asked for it, for the logs.
+        fresh: somebody asked for it, so that it is labelled as fresh.
     """
 
     user_id: str
     version: str
     deadline: float
     request_id: str = ""
+    fresh: bool = True
 
 
 class FreshSlates:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
+from ray.exceptions import RayActorError
 
 from infra.catalogue import Catalogue
 from infra.config import Config
@@ -21,6 +23,8 @@ from serving.flights import FreshSlates, Outcome, SlateRequest
 from serving.intake import EventIntake
 from serving.retrieval import Retrieval
 from serving.stats import Stats
+
+_ATTEMPTS = 3
 
 
 class Ingress:
@@ -79,5 +83,9 @@ class Ingress:
         )
 
     async def _ask(self, request: SlateRequest) -> Outcome:
-        outcome: Outcome = await self.precompute.compute.remote(request)
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(RayActorError):  # the replica died; a slate that is computed twice is the same
+                outcome: Outcome = await self.precompute.compute.remote(request)
+                return outcome
+        outcome = await self.precompute.compute.remote(request)
         return outcome

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from infra.event_stream import Event, Limits
+from infra.errors import DataError
+from infra.event_stream import Event, Limits, entry_bytes
 from serving.retrieval import SlateAnswer
 
 DEFAULT_K = 20
@@ -84,11 +84,11 @@ class EarlyRequest(Body):
 
 
 class Accepted(BaseModel):
-    """The slate is being computed."""
+    """The events are kept; the slate is being computed (`accepted`), or is not since there is too much to do (`shed`)."""
 
     user_id: str
     model_version: str
-    status: str = "accepted"
+    status: Literal["accepted", "shed"] = "accepted"
 
 
 class BatchAnswer(BaseModel):
@@ -117,7 +117,7 @@ _MEANINGS = {
     404: "There is no such thing.",
     422: "The request is not valid.",
     429: "Too much at once; come back after the seconds of Retry-After.",
-    503: "A service behind this one does not answer; come back after the seconds of Retry-After.",
+    503: "A process or a service behind this one does not answer; come back after the seconds of Retry-After.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 _CHALLENGE = {"WWW-Authenticate": {"description": "The scheme to use.", "schema": {"type": "string"}}}
@@ -132,10 +132,24 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def event_of(event: EarlyEvent, user_id: str, place: int) -> Event:
-    """An event as it is stored; ids that are made up are in the order of time, then of `place`."""
-    event_id = event.event_id or f"{time.time_ns():020d}-{place:04d}-{secrets.token_hex(4)}"
-    return Event(event_id, user_id, event.item_id, event.level, event.timestamp_ms or _now_ms(), event.request_id)
+def event_of(event: EarlyEvent, user_id: str, place: int, name: str) -> Event:
+    """An event as it is stored.
+
+    Args:
+        event: as it was sent.
+        user_id: whose it is.
+        place: of the event in its request.
+        name: of the request (`serving.repeats.name_of`): an id is made from it, in the order of time, then of `place`.
+
+    Raises:
+        DataError: it is larger than what the stream takes.
+    """
+    start, _, end = name.partition("-")
+    event_id = event.event_id or f"{start}-{place:04d}-{end}"
+    made = Event(event_id, user_id, event.item_id, event.level, event.timestamp_ms or _now_ms(), event.request_id)
+    if (size := entry_bytes(made)) > _LIMITS.max_bytes:
+        raise DataError(f"event {place} takes {size} bytes as JSON, more than {_LIMITS.max_bytes}", mend="shorten its ids")
+    return made
 
 
 def _now_ms() -> int:

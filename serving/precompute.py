@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,13 +109,14 @@ class Precompute:
             if version not in models:
                 outcomes |= {(user_id, version): "unknown version" for user_id in in_time}
             elif in_time:
-                stored = await self._slates(models[version], list(in_time))
+                on_request = {request.user_id for request in asked if request.fresh}
+                stored = await self._slates(models[version], list(in_time), on_request)
                 outcomes |= {(u, version): "stored" if done else "dropped version" for u, done in zip(in_time, stored, strict=True)}
         self.log.debug("batch", users=len(outcomes), request_ids=[request.request_id for request in requests if request.request_id])
         return [outcomes[request.user_id, request.version] for request in requests]
 
-    async def _slates(self, model: Loaded, users: Sequence[str]) -> list[bool]:
-        """Compute and store the slates of some users; returns for each whether it was stored."""
+    async def _slates(self, model: Loaded, users: Sequence[str], on_request: Collection[str]) -> list[bool]:
+        """Compute and store the slates of some users, of which some were asked for; returns for each whether it was stored."""
         histories = await asyncio.gather(*map(self.activity.history, users))
         decoding, start = self.config.decoding, time.monotonic()
         slates = await asyncio.to_thread(
@@ -126,7 +127,7 @@ class Precompute:
             k=decoding.slate_size,
             exclude_seen=decoding.exclude_seen,
             recommender=model.recommender,
-            fresh=True,
+            fresh=on_request,
         )
         self.meter.observe("rankgr_batch_users", len(users))
         self.meter.observe("rankgr_batch_seconds", time.monotonic() - start)

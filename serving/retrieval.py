@@ -7,7 +7,8 @@ fallback that needs nobody.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel
@@ -17,7 +18,7 @@ from infra.catalogue import Catalogue
 from infra.errors import DataError, RankGRError, ServiceError
 from infra.logs import get_logger
 from infra.metrics import Meter
-from infra.slate_store import AsyncSlateReader, Slate
+from infra.slate_store import AsyncSlateReader, Found, Slate
 
 Source = Literal["fresh", "stored", "stale", "popular", "fallback"]
 _REST_S = 1.0  # after a failure Redis is left alone for this long, so that a dead one costs one time-out a second, not one a request
@@ -35,7 +36,8 @@ class SlateAnswer(BaseModel):
     """A slate as it is sent, and where it comes from.
 
     `fresh`: computed after a request for it, lately; `stored`: computed before; `stale`: so long ago that it is being computed
-    anew; `popular`: there is none for this user; `fallback`: popular items too, because the store does not answer.
+    anew; `popular`: there is none for this user; `fallback`: popular items too, because the store does not answer, or what it
+    keeps for this user is damaged.
     """
 
     user_id: str
@@ -84,7 +86,7 @@ class Retrieval:
         meter: counts what the store did not answer.
 
     Attributes:
-        revalidate: is told user and version of each slate that is stale; returns at once.
+        revalidate: is told user and version of each slate that is stale or damaged; returns at once.
     """
 
     def __init__(
@@ -128,14 +130,24 @@ class Retrieval:
     async def slates(self, user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
         """The best k items for each user, all of one version; see `slate`."""
         found = await self._look_up(user_ids)
-        if found is not None and all(user_id in found for user_id in user_ids):
-            return [self._answer(user_id, found[user_id], k) for user_id in user_ids]
-        popular, known = await self._fallback(segment), found or {}
-        source: Source = "fallback" if found is None else "popular"
-        return [
-            self._answer(user_id, known[user_id], k) if user_id in known else self._answer(user_id, popular, k, source)
-            for user_id in user_ids
-        ]
+        if found is not None and all(user_id in found.slates for user_id in user_ids):
+            return [self._answer(user_id, found.slates[user_id], k) for user_id in user_ids]
+        popular = await self._fallback(segment, found)
+        return [self._answer_or(popular, user_id, found, k) for user_id in user_ids]
+
+    def _answer_or(self, popular: Slate, user_id: str, found: Found | None, k: int) -> SlateAnswer:
+        """A user's slate, or popular items."""
+        if found is None:
+            return self._answer(user_id, popular, k, "fallback")
+        if user_id in found.slates:
+            return self._answer(user_id, found.slates[user_id], k)
+        if user_id not in found.damaged:
+            return self._answer(user_id, popular, k, "popular")
+        error = found.damaged[user_id]
+        self._log.error("a stored slate is damaged, answering from the fallback", reason=error.what, version=found.version)
+        if self.revalidate is not None and found.version is not None:
+            self.revalidate(user_id, found.version)
+        return self._answer(user_id, popular, k, "fallback")
 
     async def history(self, user_id: str) -> HistoryAnswer:
         """What a user did; empty where nothing is known.
@@ -166,12 +178,12 @@ class Retrieval:
             raise ServiceError("no slates are active", mend="run `rankgr precompute`")
         return version
 
-    async def _look_up(self, user_ids: Sequence[str]) -> Mapping[str, Slate] | None:
-        """The slates there are; None where the store does not answer."""
+    async def _look_up(self, user_ids: Sequence[str]) -> Found | None:
+        """What the store has; None where it does not answer."""
         if time.monotonic() < self._rests_until:
             return None
         try:
-            return await self.reader.get_many(user_ids)
+            return await self.reader.look_up(user_ids)
         except DataError:
             raise
         except RankGRError as error:
@@ -180,24 +192,36 @@ class Retrieval:
             self._log.error("answering from the fallback", reason=error.what, where=error.where)
             return None
 
-    async def _fallback(self, segment: str) -> Slate:
-        """Popular items: of the segment if it is a known one, else those published with the active version, else those in memory."""
-        if self.catalogue is not None and segment in self.catalogue.categories:
-            if segment not in self._popular:
-                self._popular[segment] = self.catalogue.popular(self._slate_size, self._version, segment)
-            return self._popular[segment]
-        if time.monotonic() >= self._rests_until:
-            try:
-                version = await self.reader.active_version()
-                if version and version not in self._fallbacks and (slate := await self.reader.fallback(version)):
-                    self._fallbacks = {version: slate}
-                if version in self._fallbacks:
-                    return self._fallbacks[version]
-            except RankGRError as error:
-                self._log.error("answering from memory", reason=error.what, where=error.where)
-        if "" not in self._popular:
+    async def _fallback(self, segment: str, found: Found | None) -> Slate:
+        """Popular items: of the segment if it is a known one, else those published with the version that was found, else those in memory.
+
+        Beside slates of a version they carry its name: an answer is of one version.
+        """
+        popular = self._of_segment(segment) or await self._published(found.version if found else None)
+        popular = popular or self._popular.get("") or next(iter(self._fallbacks.values()), None)
+        if popular is None:
             raise ServiceError("there is no slate and no fallback", mend="serve with a bundle, or run `rankgr precompute`")
-        return self._popular[""]
+        return replace(popular, model_version=found.version) if found and found.slates and found.version else popular
+
+    def _of_segment(self, segment: str) -> Slate | None:
+        if self.catalogue is None or segment not in self.catalogue.categories:
+            return None
+        if segment not in self._popular:
+            self._popular[segment] = self.catalogue.popular(self._slate_size, self._version, segment)
+        return self._popular[segment]
+
+    async def _published(self, version: str | None) -> Slate | None:
+        """The popular items that were published with a version; read once."""
+        if version is None or version in self._fallbacks:
+            return self._fallbacks.get(version or "")
+        try:
+            published = await self.reader.fallback(version)
+        except RankGRError as error:
+            self._log.error("answering from memory", reason=error.what, where=error.where)
+            return None
+        if published is not None:
+            self._fallbacks = {version: published}
+        return published
 
     def _answer(self, user_id: str, slate: Slate, k: int, source: Source | None = None) -> SlateAnswer:
         age_s = max(time.time() - slate.computed_at / 1000, 0.0)

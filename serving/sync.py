@@ -2,7 +2,8 @@
 
 The order is what makes it safe. The bundle is verified; model replicas load it beside the old one; slates of users are
 computed under the new version, the most active first, while readers see the old ones; the pointer moves; only then is the
-old bundle let go. Whatever fails on the way, the old version keeps serving and the next round begins again.
+old bundle let go. Whatever fails on the way, the old version keeps serving and the next round begins again. A version that
+somebody else shows to the readers (a rollback, a bulk run) begins a round at once: model replicas do not hold it yet.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from infra.slate_store import SlateStore
 from serving.flights import Outcome, SlateRequest
 
 _REFRESH_DEADLINE_S = 600.0
-_STOP_S = 2.0
+_LOOK_S, _AGAIN_S = 2.0, 30.0
+_STOP_S = 30.0  # for what is under way: some slates, or bundles that replicas load
 _LIVE_SHARE = 0.5
 _LOST_SHARE = 0.01  # of the users whose slates may be missing when a version is shown
+
+
+class _StoppedError(Exception):
+    """The loop was told to stop in the middle of a round."""
+
+
+def version_of(uri: str) -> str:
+    """The version of a committed folder, whose hashes are verified; raises `IntegrityError`."""
+    return storage.open_committed(uri).digest[:12]
 
 
 class Service(Protocol):
@@ -50,6 +61,7 @@ class Sync:
         version: of it.
         slate_size: of the popular items that are published with a version.
         batch: users whose slates are asked for at once.
+        verify: returns the version of a bundle, or raises `IntegrityError`.
     """
 
     def __init__(
@@ -62,20 +74,39 @@ class Sync:
         version: str,
         slate_size: int,
         batch: int = 32,
+        verify: Callable[[str], str] = version_of,
     ) -> None:
         self.service, self.store, self.champion = service, store, champion
         self.bundle_uri, self.version = bundle_uri, version
-        self._slate_size, self._batch, self._log = slate_size, batch, get_logger("sync")
+        self._slate_size, self._batch, self._verify, self._log = slate_size, batch, verify, get_logger("sync")
+        self._stop = threading.Event()
 
     def run(self, stop: threading.Event, every_s: float) -> None:
-        """Look again and again, until told to stop."""
-        while not stop.wait(every_s):
+        """Begin a round now and then, and soon after readers were shown another version, until told to stop."""
+        self._stop = stop
+        due, dealt_with = time.monotonic() + every_s, self.version
+        while not stop.wait(min(_LOOK_S, every_s)):
+            shown = self._shown()
+            if time.monotonic() < due and shown in (None, dealt_with):
+                continue
+            pause = min(_AGAIN_S, every_s)
             try:
-                self.once()
+                pause = 0.0 if self.once() else every_s  # after a swap once more: the champion may be another one again
+                if pause and shown not in (None, self.version):
+                    self._log.warning("readers see a version that is not the champion's", seen=shown, champion=self.version)
+            except _StoppedError:
+                return
             except RankGRError as error:
                 self._log.error("not in step, the old version keeps serving", reason=error.what, where=error.where)
             except Exception:
                 self._log.exception("not in step, the old version keeps serving")
+            due, dealt_with = time.monotonic() + pause, shown or dealt_with
+
+    def _shown(self) -> str | None:
+        try:
+            return self.store.active_version()
+        except ServiceError:
+            return None  # readers have their fallback; a round that is due says what is wrong
 
     def once(self) -> bool:
         """Take over the champion if it is another one; returns whether it was.
@@ -88,23 +119,32 @@ class Sync:
         if uri is None or uri == self.bundle_uri:
             return False
         start, old = time.monotonic(), {self.bundle_uri: self.version}
-        version = storage.open_committed(uri).digest[:12]
+        version = self._verify(uri)
+        self._go_on()
         self.service.swap(self.bundle_uri, self.version, {**old, uri: version})
         try:
             if self._has_slates(version):
                 self._probe(version)
             else:
                 self._publish(uri, version)
+            if self.champion() != uri:
+                raise ServiceError("another version became champion meanwhile", where=version, mend="the next round follows it")
             if self.store.active_version() != version:
                 self.store.activate(version)
         except Exception:
-            self.service.swap(self.bundle_uri, self.version, old)
+            if not self._stop.is_set():  # or else the service is about to go
+                self.service.swap(self.bundle_uri, self.version, old)
             raise
+        self._go_on()
         self.service.swap(uri, version, {uri: version})
         self.bundle_uri, self.version = uri, version
         dropped = self.store.drop_old()
         self._log.info("swapped", version=version, seconds=round(time.monotonic() - start, 1), dropped=dropped or None)
         return True
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
 
     def _has_slates(self, version: str) -> bool:
         """Whether a version's slates are complete and most of them have not expired since."""
@@ -131,8 +171,9 @@ class Sync:
         meter = ProgressMeter(len(users), step="sync", unit="users")
         try:
             for start in range(0, len(users), self._batch):
+                self._go_on()
                 chunk, deadline = users[start : start + self._batch], time.time() + _REFRESH_DEADLINE_S
-                outcomes = self.service.compute([SlateRequest(user_id, version, deadline) for user_id in chunk])
+                outcomes = self.service.compute([SlateRequest(user_id, version, deadline, fresh=False) for user_id in chunk])
                 failed += [user_id for user_id, outcome in zip(chunk, outcomes, strict=True) if outcome != "stored"]
                 meter.advance(len(chunk))
         finally:
@@ -150,7 +191,7 @@ class Sync:
 
 @contextmanager
 def in_step(sync: Sync, every_s: float) -> Iterator[None]:
-    """Run the loop beside what happens inside the context."""
+    """Run the loop beside what happens inside the context; at its end what is under way is waited for, and nothing more begun."""
     stop = threading.Event()
     thread = threading.Thread(target=sync.run, args=(stop, every_s), name="sync", daemon=True)
     thread.start()
@@ -159,3 +200,5 @@ def in_step(sync: Sync, every_s: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(_STOP_S)
+        if thread.is_alive():
+            get_logger("sync").warning("a swap is cut short, the next start begins it again", waited_s=_STOP_S)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -62,7 +62,14 @@ def history_of(items: Sequence[int], levels: Sequence[int], min_level: int) -> H
 
 
 def slates_of(
-    bundle: Any, user_ids: Sequence[str], histories: Sequence[History], *, k: int, exclude_seen: bool, recommender: Any, fresh: bool = False
+    bundle: Any,
+    user_ids: Sequence[str],
+    histories: Sequence[History],
+    *,
+    k: int,
+    exclude_seen: bool,
+    recommender: Any,
+    fresh: Collection[str] = (),
 ) -> list[Slate]:
     """Slates of k items for some users, computed by a bundle's recommender.
 
@@ -73,12 +80,12 @@ def slates_of(
         k: items a slate.
         exclude_seen: leave out what occurs in the history.
         recommender: `bundle.recommender()`, which the caller keeps.
-        fresh: mark them as computed on request.
+        fresh: users whose slates are marked as computed on request.
     """
     ranked = recommender.recommend(histories, k, exclude_seen=exclude_seen)
     now = time.time_ns() // 1_000_000
     return [
-        Slate(user, tuple(bundle.item_ids[i] for i in one.items), tuple(map(float, one.scores)), bundle.version, now, fresh)
+        Slate(user, tuple(bundle.item_ids[i] for i in one.items), tuple(map(float, one.scores)), bundle.version, now, user in fresh)
         for user, one in zip(user_ids, ranked, strict=True)
     ]
 

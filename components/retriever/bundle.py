@@ -10,7 +10,8 @@ A file with a wrong hash, or weights trained on another SID table, is refused be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize, safe_open
 
 from components.semantic_ids.coder import FILES as CODER_FILES
 from components.semantic_ids.table import codes_of, sid_hash
@@ -150,6 +151,23 @@ def write_bundle(
     return storage.commit(uri, {**metadata, _SID_HASH: sid_hash(sids)})
 
 
+def verified_version(uri: str) -> str:
+    """The version of a bundle that `load_bundle` would take, as far as that can be said without torch.
+
+    Raises:
+        IntegrityError: as `load_bundle`.
+    """
+    manifest, _ = _verified(uri)
+    weights = storage.join(uri, WEIGHTS)
+    with _safetensors_errors(weights):
+        if storage.is_local(weights):  # maps the file, and reads what its head says
+            with safe_open(storage.filesystem(weights)[1], framework="numpy"):
+                pass
+        else:
+            deserialize(storage.read_bytes(weights))
+    return manifest.digest[:12]
+
+
 def load_bundle(uri: str) -> Bundle:
     """Read a bundle after all its hashes have been checked.
 
@@ -159,19 +177,9 @@ def load_bundle(uri: str) -> Bundle:
     """
     from safetensors.torch import load
 
-    manifest = storage.open_committed(uri)
-    missing = {CONFIG, WEIGHTS, SIDS, CATALOGUE, *CODER_FILES} - manifest.files.keys()
-    if missing:
-        raise IntegrityError(f"the bundle lacks {', '.join(sorted(missing))}", where=uri, mend="release the model again")
-    sids = storage.read_table(storage.join(uri, SIDS))
-    if manifest.metadata.get(_SID_HASH) != sid_hash(sids):
-        raise IntegrityError("the SID table is not the one that the bundle was made with", where=uri, mend="release the model again")
-    try:
+    manifest, sids = _verified(uri)
+    with _safetensors_errors(storage.join(uri, WEIGHTS)):
         weights = load(storage.read_bytes(storage.join(uri, WEIGHTS)))
-    except SafetensorError as error:
-        raise IntegrityError(
-            f"not a safetensors file: {error}", where=storage.join(uri, WEIGHTS), mend="release the model again"
-        ) from error
     return Bundle(
         version=manifest.digest[:12],
         config=Config.from_json(storage.read_bytes(storage.join(uri, CONFIG)).decode()),
@@ -179,3 +187,23 @@ def load_bundle(uri: str) -> Bundle:
         catalogue=storage.read_table(storage.join(uri, CATALOGUE)),
         weights=weights,
     )
+
+
+def _verified(uri: str) -> tuple[storage.Manifest, pa.Table]:
+    """Manifest and SID table of a bundle whose files and hashes are as they should be."""
+    manifest = storage.open_committed(uri)
+    missing = {CONFIG, WEIGHTS, SIDS, CATALOGUE, *CODER_FILES} - manifest.files.keys()
+    if missing:
+        raise IntegrityError(f"the bundle lacks {', '.join(sorted(missing))}", where=uri, mend="release the model again")
+    sids = storage.read_table(storage.join(uri, SIDS))
+    if manifest.metadata.get(_SID_HASH) != sid_hash(sids):
+        raise IntegrityError("the SID table is not the one that the bundle was made with", where=uri, mend="release the model again")
+    return manifest, sids
+
+
+@contextmanager
+def _safetensors_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise IntegrityError(f"not a safetensors file: {error}", where=where, mend="release the model again") from error

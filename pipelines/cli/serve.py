@@ -30,6 +30,7 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
     Example: `rankgr serve --set serving.port=9000`, then `curl localhost:9000/v1/users/1/slate?k=5`
     """
     from components.precompute.job import with_bundle_settings
+    from components.retriever.bundle import verified_version
     from serving.app import start
     from serving.auth import token_digests
 
@@ -39,7 +40,7 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
     if dry_run:
         announce(settings, [f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"])
         return
-    version = (storage.open_committed(bundle)).digest[:12]
+    version = verified_version(bundle)
     settings = with_bundle_settings(settings, bundle)
     if settings.serving.port:  # before Ray takes its seconds to start
         require_port(settings.serving.host, settings.serving.port, setting="serving.port")
@@ -100,6 +101,7 @@ def recommend(
 @contextmanager
 def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
     """Follow the registry's champion while the service runs."""
+    from components.retriever.bundle import verified_version
     from serving.app import LiveService
     from serving.sync import Sync, in_step
 
@@ -109,7 +111,9 @@ def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
 
     url, size = redis_url(settings), settings.decoding.slate_size
     with SlateStore.of(settings.slate_store, url) as store:
-        sync = Sync(LiveService(settings, url), store, champion, bundle_uri=bundle, version=version, slate_size=size)
+        sync = Sync(
+            LiveService(settings, url), store, champion, bundle_uri=bundle, version=version, slate_size=size, verify=verified_version
+        )
         with in_step(sync, settings.serving.sync_minutes * 60):
             yield
 

@@ -17,19 +17,19 @@ from infra.local import free_port
 from infra.slate_store import AsyncSlateReader, SlateStore, UserHistory
 from serving import intake as intake_module
 from serving.api import create_api
-from serving.intake import EventIntake
+from serving.intake import EventIntake, Overloaded
 from serving.models import MAX_EVENTS
 from serving.retrieval import Retrieval
 
 NOW = time.time_ns() // 1_000_000
 
 
-def tell(url: str, story: Callable[[httpx.AsyncClient], Awaitable[None]], writer: Any = None) -> None:
+def tell(url: str, story: Callable[[httpx.AsyncClient], Awaitable[None]], writer: Any = None, trigger: Any = None) -> None:
     async def run() -> None:
         async with AsyncSlateReader(url) as reader:
             retrieval = Retrieval(reader, None, slate_size=5)
             intake = EventIntake(writer or AsyncEventWriter(url), retrieval.activity)
-            api = create_api(retrieval, slate_size=5, intake=intake, trigger=NoTrigger())
+            api = create_api(retrieval, slate_size=5, intake=intake, trigger=trigger or NoTrigger())
             async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
                 await story(client)
 
@@ -126,6 +126,53 @@ def test_events_that_cannot_be_used_are_refused(valkey: str, event: dict[str, An
         assert await items_of(client, "u") == []
 
     tell(valkey, story)
+
+
+def test_what_is_accepted_fits_into_the_stream_however_json_writes_it(valkey: str) -> None:
+    longest = {"user_id": "u" * 1024, "item_id": "i" * 1024, "event_id": "e" * 1024, "request_id": "r" * 1024}
+
+    async def story(client: httpx.AsyncClient) -> None:
+        assert (await client.post("/v1/events", json={"events": [longest]})).status_code == 202
+        escaped = longest | {"item_id": "\x01" * 1024}  # six bytes each
+        refused = await client.post("/v1/events", json={"events": [longest, escaped]})
+        assert refused.status_code == 422
+        assert "event 1 takes" in refused.json()["what"]
+
+    tell(valkey, story)
+    with EventStream(valkey) as stream:
+        assert [event.event_id for _, event in stream.read(10)] == ["e" * 1024]
+        assert stream.rejected == {}
+
+
+def test_events_that_were_kept_are_not_refused_when_others_take_the_last_place_meanwhile(valkey: str) -> None:
+    with SlateStore(valkey) as store:
+        store.complete("v1", users=0)
+        store.activate("v1")
+
+    class Full(NoTrigger):
+        def start(self, user_id: str, version: str) -> None:
+            raise Overloaded("too many slates are being computed")
+
+    async def story(client: httpx.AsyncClient) -> None:
+        kept = await client.post("/v1/requests", json={"user_id": "ann", "events": [{"item_id": "a"}]})
+        assert (kept.status_code, kept.json()["status"]) == (202, "shed")
+        assert await items_of(client, "ann") == [("a", 2)]
+        assert (await client.post("/v1/requests", json={"user_id": "ann"})).status_code == 429  # nothing was to be kept
+
+    tell(valkey, story, trigger=Full())
+
+
+def test_a_request_that_the_proxy_repeats_keeps_its_events_once(valkey: str) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        name = {"X-RankGR-Name": "01700000000000000000-0123abcd"}
+        body = {"events": [{"user_id": "ann", "item_id": "a"}, {"user_id": "ann", "item_id": "b"}]}
+        answers = [(await client.post("/v1/events", json=body, headers=name)).json() for _ in range(2)]
+        assert answers[0] == answers[1]
+        assert await items_of(client, "ann") == [("a", 2), ("b", 2)]
+
+    tell(valkey, story)
+    with EventStream(valkey) as stream:
+        assert len(stream.read(10)) == 2
 
 
 def test_a_batch_has_a_limit(valkey: str) -> None:

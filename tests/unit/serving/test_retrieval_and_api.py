@@ -96,6 +96,53 @@ def test_strangers_get_popular_items(valkey: str, catalogue: Catalogue) -> None:
     tell(valkey, catalogue, story)
 
 
+def test_a_damaged_slate_sends_its_own_user_to_the_fallback_and_is_computed_anew(valkey: str, catalogue: Catalogue) -> None:
+    publish(valkey, "v1", "ann", "bob")
+    told: list[tuple[str, str]] = []
+
+    async def run() -> None:
+        async with AsyncSlateReader(valkey) as reader:
+            retrieval = Retrieval(reader, catalogue, slate_size=SLATE_SIZE)
+            retrieval.revalidate = lambda user_id, version: told.append((user_id, version))
+            for damaged in (b"no slate", b"\x01" + b"\xff" * 40, (await reader._redis.get(reader.keys.slate("v1", "bob")))[:-3]):
+                await reader._redis.set(reader.keys.slate("v1", "ann"), damaged)
+                answers = await retrieval.slates(["ann", "bob", "eve"], 1)
+                assert [answer.source for answer in answers] == ["fallback", "stored", "popular"]
+                assert (await retrieval.slate("bob", 1)).source == "stored"  # the store is not left alone for it
+
+    asyncio.run(run())
+    assert told == [("ann", "v1")] * 3
+
+
+def test_popular_items_in_a_batch_are_of_the_version_of_its_slates(valkey: str, catalogue: Catalogue) -> None:
+    publish(valkey, "v1", "ann")
+
+    async def run() -> None:
+        async with AsyncSlateReader(valkey) as reader:
+            retrieval = Retrieval(reader, catalogue, slate_size=SLATE_SIZE, version="memory")
+            look_up = reader.look_up
+
+            async def then_another_is_shown(user_ids: Any) -> Any:
+                found = await look_up(user_ids)
+                with SlateStore(valkey) as store:
+                    store.publish_fallback("v2", Slate("", (item_id(8),), (0.5,), "v2", 1))
+                    store.complete("v2", users=0)
+                    store.activate("v2")
+                return found
+
+            reader.look_up = then_another_is_shown  # type: ignore[method-assign]
+            answers = await retrieval.slates(["ann", "eve"], 1)
+            assert [(answer.source, answer.model_version) for answer in answers] == [("stored", "v1"), ("popular", "v1")]
+            reader.look_up = look_up  # type: ignore[method-assign]
+            assert [answer.model_version for answer in await retrieval.slates(["ann", "eve"], 1)] == ["v2", "v2"]
+
+            publish(valkey, "v3", "ann")
+            await reader._redis.delete(reader.keys.fallback("v3"))  # items in memory stand in
+            assert [answer.model_version for answer in await retrieval.slates(["ann", "eve"], 1)] == ["v3", "v3"]
+
+    asyncio.run(run())
+
+
 def test_strangers_of_a_segment_get_what_is_popular_there(valkey: str, tmp_path: Path) -> None:
     publish(valkey, "v1", "ann")
     catalogue = Catalogue(write_bundle(tmp_path))
@@ -199,11 +246,16 @@ def test_bad_input_is_refused_with_a_way_out(valkey: str, catalogue: Catalogue) 
             await client.post("/v1/slates:batch", json={"user_ids": [""]}),
             await client.post("/v1/slates:batch", json={"user_ids": ["u"], "kk": 3}),
             await client.post("/v1/slates:batch", content=b"{"),
+            await client.post("/v1/slates:batch", content=b"\xff"),
+            await client.post("/v1/slates:batch", content=b'{"user_ids": ["\\ud800"], "\\udfff": 1}'),
+            await client.post("/v1/slates:batch", content=b"[" * 100_000),
             await client.post("/v1/requests", json={"user_id": "u", "events": [{"item_id": "i", "level": 9}]}),
         ]
         for answer in refused:
             assert answer.status_code == 422, answer.text
             assert {"what", "mend"} <= set(answer.json())
+        for unknown in (await client.get("/nowhere"), await client.delete("/healthz")):
+            assert (unknown.status_code in (404, 405), set(unknown.json())) == (True, {"what", "mend"})
         largest = await client.post("/v1/slates:batch", json={"user_ids": ["u"] * MAX_BATCH, "k": 99})
         assert largest.status_code == 200
 

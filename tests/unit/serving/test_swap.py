@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from infra.errors import IntegrityError, ServiceError
 from infra.slate_store import Slate, SlateStore
 from serving.flights import Outcome, SlateRequest
 from serving.precompute import Precompute
-from serving.sync import Sync
+from serving.sync import Sync, in_step
 from tests.fakes import fake_loader, item_id, write_bundle
 
 CONFIG = load_config(overrides=["decoding.slate_size=3", "decoding.users_per_batch=8"])
@@ -62,6 +63,25 @@ def test_each_slate_is_of_the_weights_that_its_version_names(valkey: str) -> Non
             assert sorted(store.user_ids(version)) == users
             store.activate(version)
             assert {slate.model_version for slate in store.get_many(users).values()} == {version}
+
+
+def test_only_what_somebody_asked_for_is_called_fresh(valkey: str) -> None:
+    make_active(valkey, "v1")
+
+    async def story() -> None:
+        replica = Precompute(CONFIG.to_json(), valkey, load, to_ray=False)
+        await replica.reconfigure({"b/v1": "v1"})
+        by_sync = [ask(user, "v1")._replace(fresh=False) for user in ("ann", "bob")]
+        assert await replica.answer([*by_sync, ask("bob", "v1"), ask("eve", "v1")]) == ["stored"] * 4
+        await replica.reader.close()
+
+    asyncio.run(story())
+    with SlateStore(valkey) as store:
+        assert {user: slate.fresh for user, slate in store.get_many(["ann", "bob", "eve"]).items()} == {
+            "ann": False,
+            "bob": True,
+            "eve": True,
+        }
 
 
 def test_a_damaged_history_keeps_nobody_else_from_a_slate(valkey: str) -> None:
@@ -129,12 +149,15 @@ class FakeService:
         self.store, self.fail = store, fail
         self.swaps: list[tuple[str, set[str]]] = []
         self.users: list[str] = []
+        self.meanwhile: Callable[[], object] = lambda: None  # happens while slates are computed
 
     def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
         self.swaps.append((version, set(held.values())))
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         self.users += [request.user_id for request in requests]
+        assert not any(request.fresh for request in requests)
+        self.meanwhile()
         if self.fail:
             return ["unknown version"] * len(requests)
         assert self.store.active_version() == "v1", "shown before it is complete"
@@ -217,3 +240,52 @@ def test_slates_that_cannot_be_computed_leave_the_old_ones(served: SlateStore, t
     assert service.swaps == [("v1", {"v1", version}), ("v1", {"v1"})]
     assert served.active_version() == "v1"
     assert served.users(version) is None
+
+
+def test_a_champion_that_is_replaced_while_its_slates_are_computed_is_not_shown(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    sync = sync_of(served, service, uri)
+
+    def roll_back() -> None:
+        sync.champion = lambda: "old"
+
+    service.meanwhile = roll_back
+    with pytest.raises(ServiceError, match="another version became champion"):
+        sync.once()
+    assert (service.swaps[-1], served.active_version()) == (("v1", {"v1"}), "v1")
+    assert not sync.once()
+
+
+def test_a_version_that_somebody_else_shows_is_followed_long_before_the_next_round(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    champions = ["old"]
+    sync = Sync(service, served, lambda: champions[0], bundle_uri="old", version="v1", slate_size=3)
+    followed = threading.Event()
+
+    def swap(bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
+        if list(held) == [uri]:
+            followed.set()
+
+    service.swap, service.compute = swap, lambda requests: ["stored"] * len(requests)  # type: ignore[method-assign]
+    with in_step(sync, every_s=3600):
+        champions[0] = uri  # as a rollback or a bulk run: the registry first, then the readers
+        served.complete(version, users=0)
+        served.activate(version)
+        assert followed.wait(60)
+    assert sync.version == version
+
+
+def test_at_the_end_a_swap_under_way_is_waited_for_and_goes_no_further(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    computing, sync = threading.Event(), sync_of(served, service, uri)
+
+    def slow() -> None:
+        computing.set()
+        assert sync._stop.wait(60)  # the context is being left
+
+    service.meanwhile = slow
+    with in_step(sync, every_s=0.01):
+        assert computing.wait(60)
+    assert len(service.users) == 2  # one batch
+    assert service.swaps == [("v1", {"v1", version})]
+    assert (served.active_version(), served.users(version)) == ("v1", None)
