@@ -48,7 +48,8 @@ class RepeatAfterDeath:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, up to three times."""
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         headers = [*(pair for pair in scope["headers"] if pair[0] != _NAME_HEADER), (_NAME_HEADER, _new_name().encode())]
         body, answer = _Body(receive), list[Message]()
         for _ in range(_ATTEMPTS):
@@ -60,7 +61,8 @@ class RepeatAfterDeath:
             get_logger("proxy").warning("a replica died over a request", path=scope["path"])
         if not _is_whole(answer) and not body.caller_left:
             problem = {"what": "the replicas that worked on this died", "mend": "send it again after the seconds of Retry-After"}
-            return await JSONResponse(problem, 503, {"Retry-After": "1"})(scope, receive, send)
+            await JSONResponse(problem, 503, {"Retry-After": "1"})(scope, receive, send)
+            return
         for message in answer:
             await send(message)
 

@@ -21,7 +21,7 @@ from infra.config import Config
 from infra.slate_store import Slate, SlateStore
 from serving.app import APP
 
-TOKEN = "a-token-of-the-tests-0123456789"
+TOKEN = "a-token-of-the-tests-0123456789"  # noqa: S105 - of no real service
 USERS = [f"u{number}" for number in range(24)]
 SLATE_SIZE = 5
 

@@ -283,7 +283,7 @@ def test_with_twelve_times_too_many_triggers_user_reads_succeed_and_refusals_are
 
 
 def test_no_answer_is_one_that_the_api_does_not_declare(served: Served, tmp_path: Path) -> None:
-    arguments = ["--max-examples=12", "--seed=1", "--generation-database=none", "--workers=1", "--header", f"Authorization: Bearer {TOKEN}"]
+    arguments = ["--max-examples=12", "--seed=1", "--generation-database=none", "--header", f"Authorization: Bearer {TOKEN}"]
     command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{served.url}/openapi.json", *arguments]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]

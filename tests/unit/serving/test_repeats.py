@@ -26,8 +26,8 @@ class Replicas:
         self.bodies.append(await Request(scope, receive).body())
         self.names.append(name_of(scope))
         if len(self.bodies) > self.deaths:
-            return await PlainTextResponse("done")(scope, receive, send)
-        if self.begin:
+            await PlainTextResponse("done")(scope, receive, send)
+        elif self.begin:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"half of", "more_body": True})
 

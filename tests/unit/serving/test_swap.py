@@ -243,7 +243,7 @@ def test_slates_that_cannot_be_computed_leave_the_old_ones(served: SlateStore, t
 
 
 def test_a_champion_that_is_replaced_while_its_slates_are_computed_is_not_shown(served: SlateStore, tmp_path: Path) -> None:
-    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    service, (uri, _) = FakeService(served), bundle(tmp_path / "new")
     sync = sync_of(served, service, uri)
 
     def roll_back() -> None:
