@@ -1,11 +1,11 @@
-"""A running service for tests that break it: ingress and model replicas, a tiny real model, a Valkey that can be killed."""
+"""A running service for tests that break it: ingress and model replicas, bundles, a Valkey that can be killed."""
 
 from __future__ import annotations
 
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
+import pyarrow as pa
 import redis
+from safetensors.numpy import save
 
-from components.precompute.job import load_bundle
+from components.retriever.bundle import verified_version, write_bundle
+from components.retriever.contract import History, Ranked
+from components.semantic_ids.coder import FILES as CODER_FILES
+from infra import records, storage
 from infra.config import Config
 from infra.slate_store import Slate, SlateStore
 from serving.app import APP
+from tests.unit.components.training.small import N_ITEMS, sids
 
 TOKEN = "a-token-of-the-tests-0123456789"  # noqa: S105 - of no real service
 USERS = [f"u{number}" for number in range(24)]
@@ -45,12 +52,12 @@ class DurableValkey:
     def kill(self) -> None:
         with redis.Redis.from_url(self.url) as client:
             process = psutil.Process(client.info("server")["process_id"])
-        self._command, self._folder = process.cmdline(), process.cwd()
+        self._program, self._folder = process.exe(), process.cwd()
         process.kill()
         process.wait(30)
 
     def start_again(self) -> None:
-        self._again = subprocess.Popen(self._command, cwd=self._folder, stdout=subprocess.DEVNULL)
+        self._again = subprocess.Popen([self._program, "valkey.conf"], cwd=self._folder, stdout=subprocess.DEVNULL)
         with redis.Redis.from_url(self.url) as client:
             wait_for(lambda: _answers(client), "Valkey", 30)
 
@@ -141,22 +148,50 @@ def _if_fresh(slate: dict[str, Any]) -> dict[str, Any] | None:
     return slate if slate["source"] == "fresh" else None
 
 
+def write_small_bundle(folder: Path, config: Config) -> str:
+    """A committed bundle with weights of no model."""
+    rest = {"text": "", "category": "", "brand": "", "embedding": None, "popularity": 1}
+    rows = [{"item_index": i, "item_id": f"i{i}", "title": f"Title {i}", **rest} for i in range(N_ITEMS)]
+    for name in CODER_FILES:
+        storage.write_bytes(str(folder / "coder" / name), b"what gave the items their SIDs")
+    weights, catalogue = save({"weight": np.ones(3, np.float32)}), pa.Table.from_pylist(rows, schema=records.CATALOGUE)
+    uri = str(folder / "bundle")
+    write_bundle(uri, config=config, weights=weights, sids=sids(), catalogue=catalogue, coder=str(folder / "coder"), metadata={})
+    return uri
+
+
+def load_without_torch(uri: str) -> Any:
+    """A bundle that was verified as real ones are, and ranks without a model: what follows the last item on the ring."""
+
+    class Bundle:
+        version = verified_version(uri)
+        item_ids = [f"i{number}" for number in range(N_ITEMS)]
+
+        def recommender(self) -> Any:
+            return self
+
+        def recommend(self, histories: Sequence[History], k: int, *, exclude_seen: bool) -> list[Ranked]:
+            starts = [int(history.items[-1]) + 1 if len(history.items) else 0 for history in histories]
+            return [Ranked(np.arange(start, start + k) % N_ITEMS, -np.arange(k, dtype=np.float32)) for start in starts]
+
+    return Bundle()
+
+
 class Gated:
-    """Loads a bundle whose recommender stops after one batch until a file is there."""
+    """The same loader, whose recommender stops after one batch until a file is there."""
 
     def __init__(self, gate: Path) -> None:
         self.gate = gate
 
     def __call__(self, uri: str) -> Any:
-        bundle, gate = load_bundle(uri), self.gate
-        ranks, batches = bundle.recommender(), []
+        bundle, gate, batches = load_without_torch(uri), self.gate, list[Any]()
+        recommend = bundle.recommend
 
-        class Recommender:
-            def recommend(self, *arguments: Any, **options: Any) -> Any:
-                batches.append(arguments)
-                if len(batches) > 1:
-                    wait_for(gate.exists, "the gate", 60)
-                return ranks.recommend(*arguments, **options)
+        def gated(*arguments: Any, **options: Any) -> Any:
+            batches.append(arguments)
+            if len(batches) > 1:
+                wait_for(gate.exists, "the gate")
+            return recommend(*arguments, **options)
 
-        object.__setattr__(bundle, "recommender", Recommender)
+        bundle.recommend = gated
         return bundle

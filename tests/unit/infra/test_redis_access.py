@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from infra.activity import UserActivity
 from infra.errors import ServiceError
+from infra.event_stream import AsyncEventWriter, Event, EventStream, Limits
+from infra.redis_client import access_of
 from infra.sections import SlateStoreConfig
 from infra.slate_store import AsyncSlateReader, Slate, SlateStore
 
@@ -57,6 +60,36 @@ def test_a_tenant_publishes_and_reads_below_its_own_prefix_only(valkey: str, ten
             store.get("u")
 
 
+def test_events_and_histories_of_a_tenant_lie_below_its_own_prefix_only(valkey: str, tenants: dict[str, SlateStoreConfig]) -> None:
+    new = [Event("e", "u", "a", 2, 1_700_000_000_000)]
+
+    async def write(config: SlateStoreConfig) -> None:
+        async with (
+            AsyncSlateReader.of(config, valkey) as reader,
+            AsyncEventWriter(valkey, prefix=config.prefix, access=access_of(config, valkey)) as writer,
+        ):
+            for keep in (writer.append, UserActivity(reader).record):
+                await keep(new)
+            assert await UserActivity(reader).claim("v1", "u", 60)
+
+    asyncio.run(write(tenants["anna"]))
+    with EventStream(valkey, prefix="anna", access=access_of(tenants["anna"], valkey), limits=Limits(max_age_ms=None)) as stream:
+        assert [event for _, event in stream.read(10)] == new
+        stream.acknowledge(stream.position)
+    with redis.Redis.from_url(valkey) as admin:
+        keys = set(admin.scan_iter())
+        assert len(keys) >= 4
+        assert {key.partition(b":")[0] for key in keys} == {b"anna"}
+
+    with pytest.raises(ServiceError, match="forbids"):
+        asyncio.run(write(tenants["anna"].model_copy(update={"prefix": "bert"})))
+    with (
+        EventStream(valkey, prefix="anna", access=access_of(tenants["bert"], valkey)) as stream,
+        pytest.raises(ServiceError, match="forbids"),
+    ):
+        stream.read(10)
+
+
 def test_a_wrong_password_is_refused(valkey: str, tenants: dict[str, SlateStoreConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PASSWORD_anna", "wrong")
 
@@ -78,6 +111,14 @@ def test_a_server_is_believed_only_with_a_certificate_of_the_ca(valkey: str, tmp
             store.ping()
         with SlateStore(url, access={"ssl_ca_certs": str(other / "cert.pem")}) as store, pytest.raises(ServiceError):
             store.ping()
+
+        async def read(folder: Path) -> str | None:
+            async with AsyncSlateReader.of(SlateStoreConfig(ca_file=str(folder / "cert.pem")), url) as reader:
+                return await reader.active_version()
+
+        assert asyncio.run(read(own)) is None
+        with pytest.raises(ServiceError):
+            asyncio.run(read(other))
 
 
 def certificate(folder: Path) -> Path:
