@@ -6,12 +6,10 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from components.precompute.job import Loader
@@ -20,9 +18,10 @@ from infra.config import load_config
 from infra.errors import ConfigError, ServiceError
 from infra.local import port_is_free
 from infra.slate_store import Slate, SlateStore
-from serving.app import APP, MODEL, LiveService, start
+from serving.app import MODEL, LiveService, start
 from serving.sync import Sync
 from tests.fakes import fake_loader, item_id, write_bundle
+from tests.serving import replicas
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -69,7 +68,8 @@ def test_weights_are_swapped_while_requests_go_on(tmp_path: Path, valkey: str) -
         store.complete(versions[0], users=store.publish(versions[0], [Slate("ann", (item_id(0),), (1.0,), versions[0], 1)]))
         store.activate(versions[0])
         with start(config, uris[0], valkey, version=versions[0], loader=loader) as url, httpx.Client(base_url=url, timeout=10) as client:
-            replicas = model_replicas()
+            before = replicas(MODEL)
+            assert before
             sync = Sync(
                 LiveService(config, valkey, loader=loader), store, lambda: uris[1], bundle_uri=uris[0], version=versions[0], slate_size=5
             )
@@ -88,7 +88,7 @@ def test_weights_are_swapped_while_requests_go_on(tmp_path: Path, valkey: str) -
                 finally:
                     done.set()
                 reading.result()  # raises what went wrong there
-            assert model_replicas() == replicas  # in place
+            assert replicas(MODEL) == before  # in place
             assert {status for status, _ in seen} == {200}
             assert [version for _, version in seen] == sorted((version for _, version in seen), key=versions.index)
             assert client.get("/v1/users/ann/slate").json()["model_version"] == versions[1]
@@ -103,17 +103,6 @@ def source_of(client: httpx.Client, user: str, source: str) -> dict[str, Any]:
         assert time.monotonic() < deadline, f"the {source} slate never came"
         time.sleep(0.02)
     return slate
-
-
-def model_replicas() -> set[int]:
-    """Process ids of the model replicas."""
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if f"{APP}:{MODEL}" in " ".join(process.cmdline()[:1]):
-                found.add(process.pid)
-    assert found
-    return found
 
 
 def loader_of(versions: dict[str, str]) -> Loader:
