@@ -30,7 +30,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("loadgroup", default=False):
         apart = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
         if apart:
-            raise pytest.UsageError(f"groups are ignored, each process would make what {apart[0]} needs: pytest and pytest-xdist do not fit")
+            raise pytest.UsageError(
+                f"groups are ignored, each process would make what {apart[0]} needs: pytest and pytest-xdist do not fit"
+            )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 from components.retriever.bundle import verified_version, write_bundle
 from components.retriever.contract import History, Ranked
 from components.semantic_ids.coder import FILES as CODER_FILES
+from components.semantic_ids.table import codes_of
 from infra import records, storage
 from infra.config import Config
 from infra.slate_store import Slate, SlateStore
@@ -149,12 +150,12 @@ def _if_fresh(slate: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def write_small_bundle(folder: Path, config: Config) -> str:
-    """A committed bundle with weights of no model."""
+    """A committed bundle with the weights of no model, and the SID codes that they would have been trained on."""
     rest = {"text": "", "category": "", "brand": "", "embedding": None, "popularity": 1}
     rows = [{"item_index": i, "item_id": f"i{i}", "title": f"Title {i}", **rest} for i in range(N_ITEMS)]
     for name in CODER_FILES:
         storage.write_bytes(str(folder / "coder" / name), b"what gave the items their SIDs")
-    weights, catalogue = save({"weight": np.ones(3, np.float32)}), pa.Table.from_pylist(rows, schema=records.CATALOGUE)
+    weights, catalogue = save({"sid_codes": codes_of(sids())}), pa.Table.from_pylist(rows, schema=records.CATALOGUE)
     uri = str(folder / "bundle")
     write_bundle(uri, config=config, weights=weights, sids=sids(), catalogue=catalogue, coder=str(folder / "coder"), metadata={})
     return uri

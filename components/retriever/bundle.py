@@ -10,6 +10,7 @@ A file with a wrong hash, or weights trained on another SID table, is refused be
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 
 from components.semantic_ids.coder import FILES as CODER_FILES
 from components.semantic_ids.table import codes_of, sid_hash
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # torch is imported where a model is restored: writing a bund
     from components.retriever.recommender import RetrieverRecommender
 
 CONFIG, WEIGHTS, SIDS, CATALOGUE = "config.json", "model.safetensors", "sids.parquet", "catalogue.parquet"
-_SID_HASH = "sid_hash"
+_SID_HASH, _CODES = "sid_hash", "sid_codes"
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,8 @@ def restore_model(config: Config, codes_NM: npt.NDArray[np.integer], weights: Ma
 
     from components.retriever.model import Retriever, architecture_of
 
-    trained = weights.get("sid_codes")
-    if trained is None or not np.array_equal(trained.numpy(), codes_NM):
-        raise IntegrityError(
-            "the weights were trained on another SID table", where=WEIGHTS, mend="train again, or use the table it was trained on"
-        )
+    trained = weights.get(_CODES)
+    _require_same(None if trained is None else trained.numpy(), codes_NM)
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
     if broken:
         raise IntegrityError(f"weights hold NaN or infinity: {', '.join(broken[:3])}", where=WEIGHTS, mend="train again with a lower rate")
@@ -157,16 +155,30 @@ def verified_version(uri: str) -> str:
     Raises:
         IntegrityError: as `load_bundle`.
     """
-    manifest, _ = _verified(uri)
+    manifest, sids = _verified(uri)
     weights = storage.join(uri, WEIGHTS)
-    with _safetensors_errors(weights):
-        if storage.is_local(weights):  # maps the file, and reads what its head says
-            with safe_open(storage.filesystem(weights)[1], framework="numpy"):
-                pass
-        else:
-            parse: Any = deserialize  # without types
-            parse(storage.read_bytes(weights))
+    with _local_copy(weights) as path, _safetensors_errors(weights), safe_open(path, framework="numpy") as tensors:
+        _require_same(tensors.get_tensor(_CODES) if _CODES in tensors.keys() else None, codes_of(sids))  # noqa: SIM118 - no mapping
     return manifest.digest[:12]
+
+
+@contextmanager
+def _local_copy(uri: str) -> Iterator[str]:
+    """Path of a file, which is fetched if it lies elsewhere."""
+    if storage.is_local(uri):
+        yield storage.filesystem(uri)[1]
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        copy.write(storage.read_bytes(uri))
+        copy.flush()
+        yield copy.name
+
+
+def _require_same(trained: npt.NDArray[np.integer] | None, codes_NM: npt.NDArray[np.integer]) -> None:
+    if trained is None or not np.array_equal(trained, codes_NM):
+        raise IntegrityError(
+            "the weights were trained on another SID table", where=WEIGHTS, mend="train again, or use the table it was trained on"
+        )
 
 
 def load_bundle(uri: str) -> Bundle:

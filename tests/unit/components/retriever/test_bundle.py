@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from components.retriever.bundle import CONFIG, WEIGHTS, load_bundle, restore_model, write_bundle
+from components.retriever.bundle import CONFIG, WEIGHTS, load_bundle, restore_model, verified_version, write_bundle
 from components.retriever.contract import History
 from components.retriever.model import Retriever
 from components.retriever.recommender import RetrieverRecommender
@@ -62,7 +62,7 @@ def test_a_loaded_bundle_recommends_what_the_model_recommended(tmp_path, model):
     for old, new in zip(before, after, strict=True):
         assert old.items.tolist() == new.items.tolist()
         assert old.scores.tolist() == new.scores.tolist()
-    assert bundle.version == manifest.digest[:12]
+    assert bundle.version == verified_version(str(tmp_path)) == manifest.digest[:12]
     assert bundle.config == CONFIGURATION
     assert bundle.item_ids == [f"item-{i:02d}" for i in range(N_ITEMS)]
     assert bundle.titles[3] == "Title 3"
@@ -95,9 +95,10 @@ def test_a_flipped_byte_is_refused_by_the_files_name(tmp_path, model, name):
     data = bytearray((tmp_path / name).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(IntegrityError, match="sha256") as caught:
-        load_bundle(str(tmp_path))
-    assert caught.value.where.endswith(name)
+    for read in (load_bundle, verified_version):
+        with pytest.raises(IntegrityError, match="sha256") as caught:
+            read(str(tmp_path))
+        assert caught.value.where.endswith(name)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", *CODER_FILES])
@@ -123,8 +124,9 @@ def test_a_sid_table_that_was_exchanged_is_refused(tmp_path, model):
     kept = written(tmp_path, model).metadata
     storage.write_table(sids_table([[3, 3], *CODES[1:]]), str(tmp_path / "sids.parquet"))
     storage.commit(str(tmp_path), kept)
-    with pytest.raises(IntegrityError, match="SID table"):
-        load_bundle(str(tmp_path))
+    for read in (load_bundle, verified_version):
+        with pytest.raises(IntegrityError, match="SID table"):
+            read(str(tmp_path))
 
 
 def test_weights_of_another_sid_table_are_refused(tmp_path, model):
@@ -132,6 +134,8 @@ def test_weights_of_another_sid_table_are_refused(tmp_path, model):
     bundle = load_bundle(str(tmp_path))
     with pytest.raises(IntegrityError, match="another SID table"):
         bundle.model()
+    with pytest.raises(IntegrityError, match="another SID table"):
+        verified_version(str(tmp_path))
     with pytest.raises(IntegrityError, match="another SID table"):
         restore_model(CONFIGURATION, np.array(CODES), {})
 
@@ -165,9 +169,10 @@ def test_a_pickle_is_never_read(tmp_path, model):
     trap = tmp_path / "sprung"
     written(tmp_path / "bundle", model, weights=pickle.dumps(Trap(trap)))
     (tmp_path / "bundle" / "extra.pkl").write_bytes(pickle.dumps(Trap(trap)))
-    with pytest.raises(IntegrityError, match="not a safetensors file") as caught:
-        load_bundle(str(tmp_path / "bundle"))
-    assert caught.value.where.endswith(WEIGHTS)
+    for read in (load_bundle, verified_version):
+        with pytest.raises(IntegrityError, match="not a safetensors file") as caught:
+            read(str(tmp_path / "bundle"))
+        assert caught.value.where.endswith(WEIGHTS)
     assert not trap.exists()
 
 
