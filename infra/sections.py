@@ -27,6 +27,8 @@ class Columns(Section):
     """Column with the feedback level 1..4; ignored where `level_rules` is set."""
     request_id: str | None = None
     """Column with the request or session id; null cuts requests by `request_gap_minutes`."""
+    segment: str | None = None
+    """Column of the log with what the user belongs to, such as a region: who has no slate yet is shown what is popular there."""
     title: str | None = "title"
     text: list[str] = ["title", "category", "brand"]
     """Item columns joined into the text that is encoded; those that do not exist are left out."""

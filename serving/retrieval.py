@@ -117,7 +117,7 @@ class Retrieval:
         Args:
             user_id: as in the logs.
             k: how many.
-            segment: category whose popular items a user without a slate gets.
+            segment: of users, or a category of items, whose popular items a user without a slate gets.
 
         Raises:
             DataError: the user id is not usable.
@@ -182,7 +182,7 @@ class Retrieval:
 
     async def _fallback(self, segment: str) -> Slate:
         """Popular items: of the segment if it is a known one, else those published with the active version, else those in memory."""
-        if self.catalogue is not None and segment in self.catalogue.categories:
+        if self.catalogue is not None and self.catalogue.knows(segment):
             if segment not in self._popular:
                 self._popular[segment] = self.catalogue.popular(self._slate_size, self._version, segment)
             return self._popular[segment]
