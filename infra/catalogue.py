@@ -35,12 +35,18 @@ class Catalogue:
     """
 
     def __init__(self, bundle_uri: str) -> None:
-        columns = ["item_index", records.ITEM_ID, records.TITLE, records.CATEGORY, records.BRAND, records.POPULARITY]
-        table = storage.read_table(storage.join(bundle_uri, CATALOGUE_FILE)).select(columns).sort_by(records.ITEM_INDEX)
+        columns = [records.ITEM_INDEX, records.ITEM_ID, records.TITLE, records.CATEGORY, records.BRAND, records.POPULARITY]
+        whole = storage.read_table(storage.join(bundle_uri, CATALOGUE_FILE))
+        table = whole.select([*columns, *({records.SEGMENTS} & set(whole.column_names))]).sort_by(records.ITEM_INDEX)
         rows = zip(*(table.column(name).to_pylist() for name in columns[1:]), strict=True)
         self.items = [Item(*row) for row in rows]
         self._index = {item.item_id: index for index, item in enumerate(self.items)}
         self.categories = frozenset(item.category for item in self.items if item.category)
+        self.segments: dict[str, dict[int, int]] = {}  # of users -> item index -> popularity there
+        known = table[records.SEGMENTS].to_pylist() if records.SEGMENTS in table.column_names else []
+        for index, entries in enumerate(known):
+            for entry in entries or ():
+                self.segments.setdefault(entry[records.SEGMENT], {})[index] = entry[records.POPULARITY]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -54,17 +60,26 @@ class Catalogue:
         """Catalogue index of an item."""
         return self._index.get(item_id)
 
-    def popular(self, k: int, version: str, category: str = "") -> Slate:
+    def knows(self, segment: str) -> bool:
+        """Whether `popular` has something of its own for a segment."""
+        return segment in self.segments or segment in self.categories
+
+    def popular(self, k: int, version: str, segment: str = "") -> Slate:
         """The k items with most positive events, as a slate for nobody in particular; ties go to the lower index.
 
         Args:
             k: how many.
             version: put on the slate.
-            category: of the items; empty takes all.
+            segment: of users: what is popular among them, and behind that what is popular with all; or a category of items.
         """
         counts = np.array([item.popularity for item in self.items], np.int64)
-        allowed = np.array([not category or item.category == category for item in self.items], bool)
-        order = np.argsort(-counts, kind="stable")
+        if segment in self.segments:
+            overall, counts = counts, np.zeros_like(counts)
+            counts[list(self.segments[segment])] = list(self.segments[segment].values())
+            order, allowed = np.lexsort((-overall, -counts)), np.ones(len(counts), bool)
+        else:
+            allowed = np.array([not segment or item.category == segment for item in self.items], bool)
+            order = np.argsort(-counts, kind="stable")
         best = order[allowed[order]][:k]
         total = max(int(counts.sum()), 1)
         return Slate(

@@ -28,6 +28,7 @@ from infra.sections import (
     Section,
     SemanticIdConfig,
     ServingConfig,
+    SimulationConfig,
     SlateStoreConfig,
     SplitConfig,
     StreamingConfig,
@@ -56,6 +57,7 @@ class Config(Section):
     slate_store: SlateStoreConfig = SlateStoreConfig()
     serving: ServingConfig = ServingConfig()
     streaming: StreamingConfig = StreamingConfig()
+    simulation: SimulationConfig = SimulationConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

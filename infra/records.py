@@ -24,6 +24,8 @@ EMBEDDING: Final = "embedding"
 ITEM_INDEX: Final = "item_index"
 CODES: Final = "codes"
 POPULARITY: Final = "popularity"
+SEGMENT: Final = "segment"
+SEGMENTS: Final = "segments"
 REASON: Final = "reason"
 RAW: Final = "raw"
 
@@ -55,6 +57,7 @@ EVENTS: Final = pa.schema(
         pa.field(REQUEST_ID, pa.string()),  # null: requests are cut by time gaps
         pa.field(TIMESTAMP, pa.int64(), nullable=False),  # milliseconds, UTC
         pa.field(LEVEL, pa.int8(), nullable=False),  # Level
+        pa.field(SEGMENT, pa.string()),  # of the user; null where the log names none
     ]
 )
 
@@ -76,6 +79,8 @@ CATALOGUE: Final = pa.schema(
         pa.field(BRAND, pa.string(), nullable=False),
         pa.field(EMBEDDING, pa.list_(pa.float32())),  # null where the catalogue brings none
         pa.field(POPULARITY, pa.int64(), nullable=False),  # positive events in the training phase
+        # Positive events of users of each segment, for those segments where the item is among the most popular; null: none.
+        pa.field(SEGMENTS, pa.list_(pa.struct([pa.field(SEGMENT, pa.string()), pa.field(POPULARITY, pa.int64())]))),
     ]
 )
 

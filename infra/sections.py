@@ -27,6 +27,8 @@ class Columns(Section):
     """Column with the feedback level 1..4; ignored where `level_rules` is set."""
     request_id: str | None = None
     """Column with the request or session id; null cuts requests by `request_gap_minutes`."""
+    segment: str | None = None
+    """Column of the log with what the user belongs to, such as a region: who has no slate yet is shown what is popular there."""
     title: str | None = "title"
     text: list[str] = ["title", "category", "brand"]
     """Item columns joined into the text that is encoded; those that do not exist are left out."""
@@ -357,6 +359,9 @@ class StreamingConfig(Section):
     """A step is made of fewer events where no more came for this long."""
     learning_rate: float = Field(1e-4, gt=0)
     """Constant; the other settings of an optimizer step are those that the model was trained with."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Decay a step of the moving average that is released; null takes that of training, which looks hundreds of steps back: too far
+    for a stream of a few dozen steps an hour."""
     replay_share: float = Field(0.5, ge=0, lt=1)
     """Of the rows of a step, how many are earlier ones, against forgetting."""
     replay_rows: int = Field(20_000, ge=0)
@@ -379,6 +384,36 @@ class StreamingConfig(Section):
     """Users with a positive, among those seen after the weights were set aside, on whom these and the served ones are judged."""
     max_outage_s: float = Field(600.0, ge=0)
     """How long the trainer waits for a Redis that does not answer."""
+
+
+class SimulationConfig(Section):
+    """Users who click by a model of their tastes, to see how fast the service follows when these change (`rankgr simulate`)."""
+
+    hours: int = Field(16, ge=2)
+    """Simulated; at the end of each, what happened in it is trained on and the service is brought in step."""
+    shift_hour: int = Field(5, ge=1)
+    """When tastes change."""
+    shift_share: float = Field(0.8, ge=0, le=1)
+    """How much of each taste turns to another group of items then, and how many items exchange their appeal; 0: nothing changes."""
+    visits_per_hour: int = Field(200, ge=1)
+    """By different users, as far as there are so many."""
+    slate_size: int = Field(10, ge=1)
+    groups: int = Field(8, ge=2)
+    """Groups of items of like users that tastes are made of."""
+    position_bias: float = Field(0.3, ge=0)
+    """An item comes into view with the chance (1 / its rank) to this power; 0: all of a slate do."""
+    click_rate: float = Field(0.6, gt=0, le=1)
+    """Chance of a click on an item in view that suits as well as any could."""
+    purchase_rate: float = Field(0.2, ge=0, le=1)
+    """Chance that such an item is bought after a click (level 4)."""
+    found_per_visit: float = Field(1.0, ge=0)
+    """Items that a user comes upon elsewhere, by taste alone: events, but none of the service's clicks."""
+
+    @model_validator(mode="after")
+    def _shift_within(self) -> Self:
+        if self.shift_hour >= self.hours:
+            raise ValueError(f"shift_hour {self.shift_hour} lies behind the last hour: make it less than hours, {self.hours}")
+        return self
 
 
 class ClusterConfig(Section):

@@ -132,6 +132,10 @@ class Keys:
         """Marker of a complete version."""
         return f"{self._prefix}:meta:{_name(version, 'model version')}"
 
+    def parts(self, version: str) -> str:
+        """Parts of a version that its publisher is done with, until all of them are in."""
+        return f"{self._prefix}:parts:{_name(version, 'model version')}"
+
     def fallback(self, version: str) -> str:
         """Popular items of a version."""
         return f"{self._prefix}:fallback:{_name(version, 'model version')}"

@@ -9,6 +9,7 @@ ahead of the request and looked up when it comes.
     {prefix}:versions                    sorted set: version -> time of its first slate (µs)
     {prefix}:retired                     sorted set: version -> when it ceased to be the active one (µs)
     {prefix}:meta:{version}              hash, written when every slate of the version is in
+    {prefix}:parts:{version}             hash: job and part -> users, while the version is being published
     {prefix}:fallback:{version}          popular items, for users without a slate
     {prefix}:slate:{version}:{user_id}   one slate
     {prefix}:history:{user_id}           what the user did, whatever the version
@@ -41,6 +42,7 @@ __all__ = ["AsyncSlateReader", "Found", "Slate", "SlateStore", "UserHistory", "w
 
 T = TypeVar("T")
 _READ_ATTEMPTS = 5
+_PARTS_LIFE = 0.5  # of a slate's: whoever goes on with what another attempt began must not show slates that are about to expire
 
 
 class Found(NamedTuple):
@@ -164,6 +166,31 @@ class SlateStore:
                 written += len(chunk)
         return written
 
+    def mark_part(self, version: str, job: str, part: str, users: int) -> None:
+        """Note that a part of a version is in, after all of its slates."""
+        key = self.keys.parts(version)
+        with self._errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(key, f"{job}:{part}", users)
+            pipe.pexpire(key, int(_PARTS_LIFE * self._ttl_ms), nx=True)
+            pipe.execute()
+
+    def parts(self, version: str, job: str) -> dict[str, int]:
+        """Parts of a version that are in, and for how many users.
+
+        Args:
+            version: that is being published.
+            job: identifies what is published; parts of another job are not among them.
+        """
+        with self._errors():
+            found = {_text(name): int(users) for name, users in self._redis.hgetall(self.keys.parts(version)).items()}
+        return {name.removeprefix(f"{job}:"): users for name, users in found.items() if name.startswith(f"{job}:")}
+
+    def forget_parts(self, version: str) -> None:
+        """Let the next publisher of a version begin anew."""
+        with self._errors():
+            self._redis.unlink(self.keys.parts(version))
+
     def complete(self, version: str, *, users: int) -> None:
         """Mark that every slate of a version has been written."""
         self.register(version)
@@ -235,7 +262,7 @@ class SlateStore:
             dropped = [one for one in versions[self._keep :] if one != active and last_use.get(one.encode(), 0.0) <= too_late]
             for version in dropped:
                 # Marker first: from here on nobody can activate what is being taken apart.
-                self._redis.unlink(self.keys.meta(version), self.keys.fallback(version))
+                self._redis.unlink(self.keys.meta(version), self.keys.fallback(version), self.keys.parts(version))
                 for chunk in _chunks(self._redis.scan_iter(match=self.keys.slates(version), count=1000), 1000):
                     self._redis.unlink(*chunk)
                 self._redis.zrem(self.keys.versions, version)

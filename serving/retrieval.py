@@ -119,7 +119,7 @@ class Retrieval:
         Args:
             user_id: as in the logs.
             k: how many.
-            segment: category whose popular items a user without a slate gets.
+            segment: of users, or a category of items, whose popular items a user without a slate gets.
 
         Raises:
             DataError: the user id is not usable.
@@ -204,7 +204,7 @@ class Retrieval:
         return replace(popular, model_version=found.version) if found and found.slates and found.version else popular
 
     def _of_segment(self, segment: str) -> Slate | None:
-        if self.catalogue is None or segment not in self.catalogue.categories:
+        if self.catalogue is None or not self.catalogue.knows(segment):
             return None
         if segment not in self._popular:
             self._popular[segment] = self.catalogue.popular(self._slate_size, self._version, segment)

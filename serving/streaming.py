@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # what brings torch is imported where the trainer starts
     from components.retriever.bundle import Bundle
     from components.retriever.packing import Row
     from serving.timelines import Past
+    from serving.trainer import StreamTrainer
 
 _FROM_BUNDLE = ("seed", "split", "semantic_ids", "retriever", "training", "decoding", "evaluation")
 _HOUR_MS = 3_600_000
@@ -48,14 +50,26 @@ def train_on_stream(config: Config, redis_url: str, *, until_idle: float | None 
     folder = storage.join(config.workspace, "streaming")
     registry = Registry(config.tracking, config.workspace)
     with only_one(folder, "streaming trainer"):
-        while not _train_champion(config, registry, redis_url, folder, until_idle, max_events):
+        while True:
+            with champion_trainer(config, registry, redis_url, folder) as trainer:
+                if trainer.run(until_idle=until_idle, max_events=max_events):
+                    return
             get_logger("stream").warning("another model became champion")
 
 
-def _train_champion(
-    config: Config, registry: Registry, redis_url: str, folder: str, until_idle: float | None, max_events: int | None
-) -> bool:
-    """As `StreamTrainer.run`."""
+@contextmanager
+def champion_trainer(config: Config, registry: Registry, redis_url: str, folder: str) -> Iterator[StreamTrainer]:
+    """The trainer of the registry's champion, which releases what passes its gate there.
+
+    Args:
+        config: as for `train_on_stream`.
+        registry: of the champion.
+        redis_url: where the stream is.
+        folder: for its checkpoints.
+
+    Raises:
+        DataError: there is no champion.
+    """
     import torch
 
     from components.release.job import BUNDLE
@@ -70,7 +84,7 @@ def _train_champion(
     bundle = load_bundle(champion.bundle_uri)
     config = config.model_copy(update={name: getattr(bundle.config, name) for name in _FROM_BUNDLE})
     torch.set_num_threads(config.training.threads_per_worker)
-    timelines, known = _timelines_of(config, champion, bundle)
+    timelines, known = timelines_of(config, champion, bundle)
     served: Registered = champion
 
     def release(weights: Mapping[str, Tensor], figures: Mapping[str, Mapping[str, float]]) -> Bundle | None:
@@ -92,7 +106,7 @@ def _train_champion(
     }
     get_logger("stream").info("trains the champion", bundle=champion.bundle_uri.removesuffix(f"/{BUNDLE}"), version=bundle.version)
     with EventStream(redis_url, knows=index.__contains__, **reading) as stream:
-        trainer = StreamTrainer(
+        yield StreamTrainer(
             config,
             bundle,
             lineage=streamed_of(champion.bundle_uri),
@@ -102,10 +116,9 @@ def _train_champion(
             rows=lambda: rows_of(timelines, known, config),
             release=release,
         )
-        return trainer.run(until_idle=until_idle, max_events=max_events)
 
 
-def _timelines_of(config: Config, champion: Registered, bundle: Bundle) -> tuple[pa.Table, np.ndarray]:
+def timelines_of(config: Config, champion: Registered, bundle: Bundle) -> tuple[pa.Table, np.ndarray]:
     """Timelines of the run that the champion is of, and the index of their items in the bundle, -1 where it has none."""
     run_id = run_of(config.workspace, "release", champion.bundle_uri.rpartition("/")[0])
     sessions = run_records(config.workspace, run_id).get("sessions") if run_id else None

@@ -80,10 +80,12 @@ class StreamTrainer:
         self._log = get_logger("stream")
         self._waiting: list[Event] = []
         self._challenger: Challenger | None = None
+        self._set_aside = 0
         self._synced_at = time.time()
         self._down_since: float | None = None
         if not checkpoints.load(self._restore) or not self._is_own:
             self.learner.replay.add(rows())
+        self._set_aside = self.learner.steps
         self._saved_position, self._saved_at, self._calm_loss = stream.position, time.monotonic(), self.learner.loss
         self._stepped_at = stream.seen
         self._told, self._told_at = stream.seen, time.monotonic()
@@ -198,8 +200,9 @@ class StreamTrainer:
             self._stream.acknowledge(position)
         except ServiceError as error:  # the next checkpoint's covers this one
             self._log.warning("entries are not acknowledged yet", what=error.what)
-        if self._challenger is None and time.time() - self._synced_at >= self._settings.sync_every_s:
-            self._challenger = Challenger(self.learner.averaged(), self._config)
+        is_due = time.time() - self._synced_at >= self._settings.sync_every_s and self.learner.steps != self._set_aside
+        if self._challenger is None and is_due:
+            self._challenger, self._set_aside = Challenger(self.learner.averaged(), self._config), self.learner.steps
             self._log.info("weights are set aside for the gate", steps=self.learner.steps, users_to_judge=self._settings.gate_users)
 
     def _fill(self, folder: Path) -> None:

@@ -1,8 +1,9 @@
 """Bundle and timelines in, slates in Redis out: the batch half of serving (RankGR 3.4).
 
-Ray Data streams the timelines through actors that hold the model; each actor publishes what it computes. The driver
-writes the popular fallback, marks the version complete and makes it active, in that order: whatever interrupts the
-job, readers stay with the version they had. Running it again with the same version overwrites and finishes.
+Ray Data streams the timelines, cut into parts of a few batches, through actors that hold the model; each actor publishes
+what it computes, and a mark beside the slates says which parts are in. The driver writes the popular fallback, marks the
+version complete and makes it active, in that order: whatever interrupts the job, readers stay with the version they had.
+Run again, it goes on with the parts that are missing; a version that is complete is published anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from infra.config import Config
 from infra.errors import ConfigError, DataError, IntegrityError, RankGRError
 from infra.logs import ProgressMeter, get_logger
 from infra.slate_store import Slate, SlateStore, UserHistory
-from infra.steps import Run, StepResult, content_of, job_main, run_step
+from infra.steps import Run, StepResult, code_version, content_of, job_main, run_step
 
 STEP = "precompute"
 CODE = (
@@ -42,7 +43,7 @@ CODE = (
 )
 HISTORY_LIMIT = 2000
 """Most recent events of a user that are kept for serving."""
-_SLICE_BATCHES, _MAX_SLICES = 4, 1000  # a task takes a second or so, and there are not too many of them
+_PART_BATCHES, _MAX_PARTS = 4, 1000  # a task takes a second or so, and there are not too many of them
 
 Loader = Callable[[str], Any]
 
@@ -91,10 +92,18 @@ def slates_of(
 
 
 def precompute(
-    config: Config, bundle_uri: str, timelines_uri: str, redis_url: str, version: str, *, loader: Loader = load_bundle
+    config: Config,
+    bundle_uri: str,
+    timelines_uri: str,
+    redis_url: str,
+    version: str,
+    *,
+    loader: Loader = load_bundle,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Compute and publish the slates of all users, then make them the ones that readers see.
 
+    What an attempt that was interrupted has published of the same version, timelines, settings and code is not done again.
     Needs a Ray session (`infra.cluster.ray_session`).
 
     Args:
@@ -104,26 +113,34 @@ def precompute(
         redis_url: where the slates go.
         version: the bundle's version, under which they are published.
         loader: how an actor loads the bundle.
+        fresh: begin anew, whatever was published.
 
     Returns:
-        version, users, slate size, seconds, users per second, and the versions that were dropped.
+        version, users, those of them that an earlier attempt had published, slate size, seconds, users per second of this
+        attempt, and the versions that were dropped.
 
     Raises:
         DataError: no timelines.
         IntegrityError: the bundle has another version.
         ServiceError: Redis does not answer.
     """
-    slices = _slices(timelines_uri, config.decoding.users_per_batch)
-    users = sum(one["rows"] for one in slices)
+    parts = _parts(timelines_uri, config.decoding.users_per_batch)
+    users, job = sum(one["rows"] for one in parts), _job(config, timelines_uri, parts)
     catalogue = Catalogue(bundle_uri)
     started = time.monotonic()
     with SlateStore.of(config.slate_store, redis_url) as store:
         store.ping()
         settings = {"config_json": config.to_json(), "bundle_uri": bundle_uri, "redis_url": redis_url, "version": version, "loader": loader}
-        published = 0
-        meter = ProgressMeter(users, step="precompute", unit="users")
+        if fresh:
+            store.forget_parts(version)
+        done = store.parts(version, job)
+        already = published = sum(done.values())
+        if done:
+            get_logger(STEP).info("goes on where another attempt stopped", users=already, parts=f"{len(done)}/{len(parts)}")
+        meter = ProgressMeter(users, step=STEP, unit="users", already=already)
         try:
-            for count in _publish_all(slices, config.serving.precompute_actors, settings):
+            missing = [one for one in parts if one["part"] not in done]
+            for count in _publish_all(missing, config.serving.precompute_actors, {**settings, "job": job}):
                 published += count
                 meter.advance(count)
         finally:
@@ -133,21 +150,23 @@ def precompute(
         store.publish_fallback(version, catalogue.popular(config.decoding.slate_size, version))
         store.complete(version, users=published)
         store.activate(version)
+        store.forget_parts(version)
         dropped = store.drop_old()
     seconds = time.monotonic() - started
     get_logger("precompute").info("slates are active", version=version, users=published, dropped=dropped or None)
     return {
         "version": version,
         "users": published,
+        "users_of_earlier_attempts": already,
         "slate_size": config.decoding.slate_size,
         "publish_seconds": round(seconds, 2),
-        "users_per_second": round(published / seconds, 1),
+        "users_per_second": round((published - already) / seconds, 1),
         "dropped": dropped,
     }
 
 
-def _slices(timelines_uri: str, batch: int) -> list[dict[str, Any]]:
-    """Runs of users that a task handles, cut from the timeline files by what their Parquet footers say."""
+def _parts(timelines_uri: str, batch: int) -> list[dict[str, Any]]:
+    """Runs of users that a task handles, each with its name, cut from the timeline files by what their Parquet footers say."""
     names = [name for name in storage.list_files(timelines_uri, ".parquet") if name.rpartition("/")[2].startswith("part-")]
     fs, path = storage.filesystem(timelines_uri)
     counts = {}
@@ -157,20 +176,31 @@ def _slices(timelines_uri: str, batch: int) -> list[dict[str, Any]]:
     users = sum(counts.values())
     if not users:
         raise DataError("there are no timelines", where=timelines_uri, mend="run the sessions step first")
-    step = max(batch * _SLICE_BATCHES, users // _MAX_SLICES)
+    step = max(batch * _PART_BATCHES, users // _MAX_PARTS)
     return [
-        {"shard": shard, "start": start, "rows": min(step, rows - start)}
+        {"part": f"{shard.rpartition('/')[2]}:{start}", "shard": shard, "start": start, "rows": min(step, rows - start)}
         for shard, rows in counts.items()
         for start in range(0, rows, step)
     ]
 
 
-def _publish_all(slices: Sequence[Mapping[str, Any]], actors: int, settings: Mapping[str, Any]) -> Iterator[int]:
-    """Run the actors over all slices; yields how many users were published as slices are done."""
+def _job(config: Config, timelines_uri: str, parts: Sequence[Mapping[str, Any]]) -> str:
+    """What is published beside the bundle: timelines, as their storage tells versions of files apart, settings and code."""
+    fs, _ = storage.filesystem(timelines_uri)
+    with storage.storage_errors(timelines_uri):
+        files = {shard: str(fs.checksum(storage.filesystem(shard)[1])) for shard in {one["shard"] for one in parts}}
+    settings = [config.decoding.model_dump(), config.retriever.history_min_level]
+    return storage.hash_json([files, list(parts), settings, code_version(CODE)])[:16]
+
+
+def _publish_all(parts: Sequence[Mapping[str, Any]], actors: int, settings: Mapping[str, Any]) -> Iterator[int]:
+    """Run the actors over some parts; yields how many users were published as parts are done."""
+    if not parts:
+        return
     import ray.data
 
     quiet_ray(errors_too=True)
-    counts = ray.data.from_items(list(slices), override_num_blocks=len(slices)).map_batches(
+    counts = ray.data.from_items(list(parts), override_num_blocks=len(parts)).map_batches(
         Publisher,
         fn_constructor_kwargs=dict(settings),
         batch_size=1,
@@ -184,14 +214,14 @@ def _publish_all(slices: Sequence[Mapping[str, Any]], actors: int, settings: Map
 
 
 class Publisher:
-    """Actor that holds the model and a connection to Redis, both opened at its first slice.
+    """Actor that holds the model and a connection to Redis, both opened at its first part.
 
     Not in the constructor, and errors of ours are returned as values: what Ray raises in the driver is in its own
     words, after attempts to restart the actor.
     """
 
-    def __init__(self, config_json: str, bundle_uri: str, redis_url: str, version: str, loader: Loader) -> None:
-        self.config, self.version = Config.from_json(config_json), version
+    def __init__(self, config_json: str, bundle_uri: str, redis_url: str, version: str, job: str, loader: Loader) -> None:
+        self.config, self.version, self.job = Config.from_json(config_json), version, job
         self.bundle_uri, self.redis_url, self.loader = bundle_uri, redis_url, loader
 
     @cached_property
@@ -221,11 +251,12 @@ class Publisher:
         return storage.read_table(uri).select([records.USER_ID, "items", "levels", "timestamps"])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Publish slates and histories of one slice; returns for how many users, or the error."""
+        """Publish slates and histories of one part, then mark it; returns for how many users, or the error."""
         try:
             rows = self._shard(str(batch["shard"][0])).slice(int(batch["start"][0]), int(batch["rows"][0]))
             size = self.config.decoding.users_per_batch
             published = sum(self._publish(rows.slice(start, size)) for start in range(0, rows.num_rows, size))
+            self.store.mark_part(self.version, self.job, str(batch["part"][0]), published)
         except RankGRError as error:
             return {"users": [0], "error": [json.dumps(errors.describe(error))]}
         return {"users": [published], "error": [""]}
@@ -260,7 +291,7 @@ def step(run: Run, sessions: str, release: str) -> StepResult:
 
     def work(_: str) -> dict[str, Any]:
         with ray_session(config.cluster):
-            return precompute(config, bundle_uri, storage.join(sessions, "timelines"), redis_url, version)
+            return precompute(config, bundle_uri, storage.join(sessions, "timelines"), redis_url, version, fresh=run.fresh)
 
     settings = {
         "decoding": config.decoding.model_dump(),

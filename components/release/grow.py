@@ -133,4 +133,4 @@ def _grown_catalogue(catalogue: pa.Table, items: pa.Table, added: set[str]) -> p
     new = items.filter(pa.array([item_id in added for item_id in items[r.ITEM_ID].to_pylist()]))
     indices = pa.array(range(len(catalogue), len(catalogue) + len(new)), pa.int32())
     numbered = new.set_column(new.schema.get_field_index(r.ITEM_INDEX), r.ITEM_INDEX, indices)
-    return pa.concat_tables([catalogue, numbered.cast(catalogue.schema)]).combine_chunks()
+    return pa.concat_tables([catalogue, numbered.select(catalogue.schema.names).cast(catalogue.schema)]).combine_chunks()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 import pyarrow as pa
@@ -47,10 +47,23 @@ def check_items(data: DataConfig) -> None:
         require_columns({"item_id": data.columns.item_id}, present, uri=name)
 
 
-def catalogue_table(catalogue: pl.DataFrame, popularity: Iterable[int]) -> pa.Table:
-    """The CATALOGUE table."""
-    with_counts = catalogue.with_columns(pl.Series(r.POPULARITY, list(popularity), dtype=pl.Int64))
-    return with_counts.select(r.CATALOGUE.names).to_arrow().cast(r.CATALOGUE)
+def catalogue_table(
+    catalogue: pl.DataFrame, popularity: Iterable[int], segments: Mapping[str, Mapping[str, int]] | None = None
+) -> pa.Table:
+    """The CATALOGUE table.
+
+    Args:
+        catalogue: of `build_catalogue`.
+        popularity: of each item.
+        segments: segment of users -> item id -> popularity there.
+    """
+    of_item: dict[str, list[dict[str, str | int]]] = {}
+    for segment, counts in sorted((segments or {}).items()):
+        for item_id, count in counts.items():
+            of_item.setdefault(item_id, []).append({r.SEGMENT: segment, r.POPULARITY: count})
+    table = catalogue.with_columns(pl.Series(r.POPULARITY, list(popularity), dtype=pl.Int64)).to_arrow()
+    popular_in = pa.array([of_item.get(item_id) for item_id in catalogue[r.ITEM_ID]], r.CATALOGUE.field(r.SEGMENTS).type)
+    return table.append_column(r.SEGMENTS, popular_in).select(r.CATALOGUE.names).cast(r.CATALOGUE)
 
 
 def _empty() -> pl.DataFrame:

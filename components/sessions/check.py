@@ -35,6 +35,8 @@ def event_columns(data: DataConfig) -> dict[str, str]:
     wanted = {"user_id": columns.user_id, "item_id": columns.item_id, "timestamp": columns.timestamp}
     if columns.request_id:
         wanted["request_id"] = columns.request_id
+    if columns.segment:
+        wanted["segment"] = columns.segment
     if data.level_rules:
         wanted |= {f"level_rules ({name})": name for names in data.level_rules.values() for name in names}
     elif columns.level:
@@ -64,14 +66,15 @@ def _check(batch: pa.Table, data: DataConfig) -> pa.Table:
     raw = pl.DataFrame(pl.from_arrow(batch)).with_columns(cs.categorical().cast(pl.String), cs.enum().cast(pl.String))
     columns = data.columns
     malformed = raw[MALFORMED] if MALFORMED in raw.columns else pl.repeat(None, len(raw), dtype=pl.String, eager=True)
-    no_request = pl.repeat(None, len(raw), dtype=pl.String, eager=True)
+    nothing = pl.repeat(None, len(raw), dtype=pl.String, eager=True)
     frame = pl.DataFrame(
         {
             r.USER_ID: ids_as_text(raw[columns.user_id]),
             r.ITEM_ID: ids_as_text(raw[columns.item_id]),
-            r.REQUEST_ID: ids_as_text(raw[columns.request_id]) if columns.request_id else no_request,
+            r.REQUEST_ID: ids_as_text(raw[columns.request_id]) if columns.request_id else nothing,
             r.TIMESTAMP: _milliseconds(raw[columns.timestamp], data.timestamp_unit),
             r.LEVEL: _level(raw, data),
+            r.SEGMENT: ids_as_text(raw[columns.segment]) if columns.segment else nothing,
             MALFORMED: malformed,
         }
     )

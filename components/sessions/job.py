@@ -35,6 +35,7 @@ CODE = ("components/sessions", "infra/records.py")
 CATALOGUE_FILE = "catalogue.parquet"
 TIMELINES_FOLDER = "timelines"
 _SHARD = "shard"
+_MOST_SEGMENTS, _SEGMENT_ITEMS = 1000, 500
 _NO_EVENTS, _NO_EVENTS_MEND = "the log holds no events", "check --logs and the export behind it"
 
 
@@ -88,11 +89,19 @@ def _prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
         _refuse_too_many_bad(reasons_of_items, rows, "items", config.data, where=f"{config.data.items}; they are in {quarantine_uri}")
     cuts = temporal_cuts(summary.last_ms, config.split)
     popularity, counts = _write_timelines(checked, catalogue, config, cuts, storage.join(out_uri, TIMELINES_FOLDER))
-    storage.write_table(catalogue_table(catalogue, popularity.tolist()), storage.join(out_uri, CATALOGUE_FILE))
+    segments = _segments(checked, config.split.positive_level) if config.data.columns.segment else {}
+    storage.write_table(catalogue_table(catalogue, popularity.tolist(), segments), storage.join(out_uri, CATALOGUE_FILE))
     reasons = dict(summary.bad)
     if summary.bad or len(bad_items):
         get_logger(STEP).warning("rows were quarantined", events=sum(summary.bad.values()), items=len(bad_items), where=quarantine_uri)
-    return {"raw_rows": summary.rows, "quarantined": sum(summary.bad.values()), "reasons": reasons, **counts, **item_counts}
+    return {
+        "raw_rows": summary.rows,
+        "quarantined": sum(summary.bad.values()),
+        "reasons": reasons,
+        **counts,
+        **item_counts,
+        **({"segments": len(segments)} if segments else {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,32 @@ def _summarise(checked: ray.data.Dataset) -> _Summary:
         items.update(part["items"])
         bad.update(dict(zip(part["reasons"], part["counts"], strict=True)))
     return _Summary(rows, bad, items, last)
+
+
+def _segments(checked: ray.data.Dataset, positive_level: int) -> dict[str, dict[str, int]]:
+    """Segment -> positive events of its most popular items, of all phases: nothing is judged by them."""
+    pair = [r.SEGMENT, r.ITEM_ID]
+
+    def count(batch: pa.Table) -> pa.Table:
+        frame = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col(r.REASON).is_null(), pl.col(r.LEVEL) >= positive_level)
+        return (
+            frame.filter(pl.col(r.SEGMENT).fill_null("") != "").group_by(pair).agg(pl.len().cast(pl.Int64).alias(r.POPULARITY)).to_arrow()
+        )
+
+    parts = checked.map_batches(count, batch_format="pyarrow", batch_size=None).iter_batches(batch_format="pyarrow", batch_size=None)
+    frames = [pl.DataFrame(pl.from_arrow(part)) for part in parts if part.num_rows]
+    if not frames:
+        return {}
+    counts = pl.concat(frames).group_by(pair).agg(pl.col(r.POPULARITY).sum())
+    sizes = counts.group_by(r.SEGMENT).agg(pl.col(r.POPULARITY).sum()).sort(r.POPULARITY, r.SEGMENT, descending=True)
+    if len(sizes) > _MOST_SEGMENTS:
+        get_logger(STEP).warning("only the largest segments are kept", kept=_MOST_SEGMENTS, left_out=len(sizes) - _MOST_SEGMENTS)
+    best = counts.sort(r.POPULARITY, r.ITEM_ID, descending=[True, False]).group_by(r.SEGMENT, maintain_order=True).head(_SEGMENT_ITEMS)
+    kept = best.join(sizes.head(_MOST_SEGMENTS).select(r.SEGMENT), on=r.SEGMENT)
+    found: dict[str, dict[str, int]] = {}
+    for segment, item_id, popularity in kept.select(*pair, r.POPULARITY).iter_rows():
+        found.setdefault(segment, {})[item_id] = popularity
+    return found
 
 
 def _write_quarantine(checked: ray.data.Dataset, uri: str) -> None:

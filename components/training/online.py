@@ -37,8 +37,10 @@ class OnlineLearner:
     """
 
     def __init__(self, model: Retriever, config: Config) -> None:
-        constant = {"learning_rate": config.streaming.learning_rate, "schedule": "constant", "warmup_fraction": 0.0}
-        self._config = config.model_copy(update={"training": config.training.model_copy(update=constant)})
+        streaming, training = config.streaming, config.training
+        changed = {"learning_rate": streaming.learning_rate, "schedule": "constant", "warmup_fraction": 0.0}
+        changed["ema_decay"] = training.ema_decay if streaming.ema_decay is None else streaming.ema_decay
+        self._config = config.model_copy(update={"training": training.model_copy(update=changed)})
         self.model = for_training(model, self._config)
         self._released = [parameter.detach().clone() for parameter in model.parameters()]
         self._average = build_average(model, self._config)

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from infra.errors import RankGRError
-from pipelines.cli import data, doctor, quickstart, release, report, run, serve, settings, sids, stream
+from pipelines.cli import data, doctor, quickstart, release, report, run, serve, settings, sids, simulate, stream
 
 app = typer.Typer(
     name="rankgr",
@@ -30,6 +30,7 @@ app.command("precompute")(run.precompute)
 app.command("compile")(run.compile_pipeline)
 app.command("serve")(serve.serve)
 app.command("stream")(stream.stream)
+app.command("simulate")(simulate.simulate)
 app.command("recommend")(serve.recommend)
 app.command("report")(report.report)
 

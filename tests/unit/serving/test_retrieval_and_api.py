@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 
+from infra import storage
 from infra.catalogue import Catalogue
 from infra.local import free_port
 from infra.metrics import Meter
@@ -160,6 +162,29 @@ def test_strangers_of_a_segment_get_what_is_popular_there(valkey: str, tmp_path:
         assert await first("unheard-of") == ["item-07"]
 
     tell(valkey, catalogue, story)
+
+
+def test_strangers_of_a_segment_of_users_get_what_is_popular_with_these(valkey: str, tmp_path: Path) -> None:
+    publish(valkey, "v1", "ann")
+    write_bundle(tmp_path)
+    table = storage.read_table(str(tmp_path / "catalogue.parquet"))
+    rows = table.to_pylist()
+    rows[3]["segments"] = [{"segment": "north", "popularity": 9}, {"segment": "toys", "popularity": 1}]
+    rows[4]["segments"] = [{"segment": "north", "popularity": 5}]
+    storage.write_table(pa.Table.from_pylist(rows[::-1], schema=table.schema), str(tmp_path / "catalogue.parquet"))
+
+    async def story(client: httpx.AsyncClient) -> None:
+        async def first(segment: str) -> list[str]:
+            answer = (await client.get("/v1/users/eve/slate", params={"k": 4, "segment": segment})).json()
+            assert answer["source"] == "popular"
+            return [item["item_id"] for item in answer["items"]]
+
+        assert await first("north") == ["item-03", "item-04", "item-29", "item-28"]  # behind that, what is popular with all
+        assert await first("toys") == ["item-03", "item-29", "item-28", "item-27"]  # goes before the category of that name
+        assert await first("south") == ["item-07"]
+        assert (await client.get("/v1/users/ann/slate", params={"segment": "north"})).json()["source"] == "stored"
+
+    tell(valkey, Catalogue(str(tmp_path)), story)
 
 
 def test_the_source_says_how_old_a_slate_is_and_a_stale_one_is_computed_anew(valkey: str, catalogue: Catalogue) -> None:

@@ -227,6 +227,7 @@ def large_sessions(folder: Path, rows: int, width: int) -> str:
         r.ITEM_ID: numbers.cast(pa.string()),
         r.EMBEDDING: pa.ListArray.from_arrays(ends, pa.array(values)),
         r.POPULARITY: numbers,
+        r.SEGMENTS: pa.nulls(rows, r.CATALOGUE.field(r.SEGMENTS).type),
     }
     storage.write_table(pa.table(columns, schema=r.CATALOGUE), str(folder / "catalogue.parquet"))
     timeline = {"user_id": "u", "items": [0], "levels": [3], "timestamps": [0], "requests": [0], "phases": [r.Phase.TEST]}

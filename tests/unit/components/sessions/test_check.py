@@ -29,9 +29,13 @@ def check(columns: dict[str, Any], *settings: str) -> list[dict[str, Any]]:
 
 
 def test_a_good_event_has_no_reason_and_no_raw_row() -> None:
-    assert check(GOOD) == [
-        {"user_id": "u", "item_id": "i", "request_id": None, "timestamp": NOW_MS, "level": 3, "reason": None, "raw": None}
-    ]
+    good = {"user_id": "u", "item_id": "i", "request_id": None, "timestamp": NOW_MS, "level": 3, "segment": None}
+    assert check(GOOD) == [{**good, "reason": None, "raw": None}]
+
+
+def test_a_segment_of_the_user_is_taken_where_a_column_is_named() -> None:
+    assert check({**GOOD, "region": ["north"]}, "data.columns.segment=region")[0]["segment"] == "north"
+    assert check({**GOOD, "region": [7]}, "data.columns.segment=region")[0]["segment"] == "7"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,23 @@ def test_popularity_counts_the_positives_of_training(dirty: tuple[Path, dict[str
     popularity = {row["item_id"]: row["popularity"] for row in outcome(dirty[0])["catalogue"]}
     # i03 is u0's second and u3's first click; i12 is u0's fifth (validation), u3's fourth, u6's third and u9's second.
     assert (popularity["i03"], popularity["i12"], popularity["i00"], popularity["i39"]) == (2, 3, 2, 0)
+
+
+def test_what_is_popular_in_a_segment_of_users_is_counted_by_the_log(tmp_path: Path) -> None:
+    segments = ["north", "south", None, ""]
+    rows = [(*row, segments[index % 4]) for index, row in enumerate(good_events())]
+    pl.DataFrame(rows, schema=[*COLUMNS, "region"], orient="row").write_parquet(tmp_path / "log.parquet")
+    counts = prepare_sessions(config(tmp_path / "log.parquet", "data.columns.segment=region"), str(tmp_path / "out"))
+    assert counts["segments"] == 2
+    expected: dict[str, Counter[str]] = {"north": Counter(), "south": Counter()}
+    for _, item, _, level, segment in rows:
+        if segment and int(str(level)) >= 3:
+            expected[str(segment)][str(item)] += 1
+    found: dict[str, dict[str, int]] = {"north": {}, "south": {}}
+    for row in outcome(tmp_path / "out")["catalogue"]:
+        for entry in row["segments"] or ():
+            found[entry["segment"]][row["item_id"]] = entry["popularity"]
+    assert found == expected
 
 
 def write_csv(rows: pl.DataFrame, folder: Path) -> Path:
