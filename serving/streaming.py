@@ -16,6 +16,7 @@ from infra.errors import DataError
 from infra.event_stream import EventStream, Limits
 from infra.local import only_one
 from infra.logs import get_logger
+from infra.metrics import TRAINER, Meter, exported
 from infra.redis_client import access_of
 from infra.steps import Run, run_of, run_records
 from infra.tracking import Registered, Registry
@@ -42,18 +43,21 @@ def train_on_stream(config: Config, redis_url: str, *, until_idle: float | None 
 
     Raises:
         DataError: there is no champion.
-        ServiceError: another trainer is running in this workspace; Redis or MLflow do not answer.
+        ServiceError: another trainer is running in this workspace; the port for metrics is taken; Redis or MLflow do not answer.
         TrainingError: as for `StreamTrainer.run`.
     """
     folder = storage.join(config.workspace, "streaming")
-    registry = Registry(config.tracking, config.workspace)
-    with only_one(folder, "streaming trainer"):
-        while not _train_champion(config, registry, redis_url, folder, until_idle, max_events):
+    registry, meter, settings = Registry(config.tracking, config.workspace), Meter(TRAINER), config.streaming
+    with (
+        only_one(folder, "streaming trainer"),
+        exported(meter, settings.metrics_host, settings.metrics_port, setting="streaming.metrics_port"),
+    ):
+        while not _train_champion(config, registry, redis_url, folder, meter, until_idle, max_events):
             get_logger("stream").warning("another model became champion")
 
 
 def _train_champion(
-    config: Config, registry: Registry, redis_url: str, folder: str, until_idle: float | None, max_events: int | None
+    config: Config, registry: Registry, redis_url: str, folder: str, meter: Meter, until_idle: float | None, max_events: int | None
 ) -> bool:
     """As `StreamTrainer.run`."""
     import torch
@@ -101,6 +105,7 @@ def _train_champion(
             past=past_of(timelines, known),
             rows=lambda: rows_of(timelines, known, config),
             release=release,
+            meter=meter,
         )
         return trainer.run(until_idle=until_idle, max_events=max_events)
 
