@@ -20,7 +20,7 @@ from infra.logs import get_logger
 PREFIX = "ray_"
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LONG_SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100)
-prometheus.disable_created_metrics()  # a second series for each counter, which nothing here asks for
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nothing here asks for
 
 
 class Metric(NamedTuple):

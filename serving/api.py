@@ -59,6 +59,7 @@ def create_api(
     trigger: Trigger | None = None,
     reports: Reports | None = None,
     token_digests: Sequence[str] = (),
+    echo_request_id: bool = True,
 ) -> FastAPI:
     """The application.
 
@@ -69,6 +70,7 @@ def create_api(
         trigger: starts the computation of fresh slates; None: there is no model.
         reports: count what is answered here, and know what other replicas counted.
         token_digests: of the tokens one of which every POST must bring; empty: none is asked for.
+        echo_request_id: see `serving.request_id.RequestId`.
     """
 
     @asynccontextmanager
@@ -83,7 +85,7 @@ def create_api(
     api = FastAPI(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
-    api.add_middleware(RequestId)  # outermost
+    api.add_middleware(RequestId, echo=echo_request_id)  # outermost
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses

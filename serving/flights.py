@@ -88,6 +88,7 @@ class FreshSlates:
         if key in self._again:
             self._again[key] = _request_id()
             self._meter.count("rankgr_triggers", outcome="joined")
+            self._log.info("a computation is under way, another follows", version=version)
         else:
             self._meter.count("rankgr_triggers", outcome="accepted")
             self._launch(key, claim=False)

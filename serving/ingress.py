@@ -77,6 +77,7 @@ class Ingress:
             trigger=self.fresh if self.precompute is not None else None,
             reports=Reports(self.stats, self._reports),
             token_digests=self.token_digests,
+            echo_request_id=False,
         )
 
     async def report(self) -> Report:

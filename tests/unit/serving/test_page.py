@@ -44,7 +44,7 @@ def fill(url: str) -> None:
         scores = [-0.31 * (i + 1) for i in range(ITEMS)]
         store.publish(VERSION, [Slate(u, tuple(items), tuple(scores), VERSION, now) for u in ("ann", "ben", "a/b c")])
         store.publish_fallback(VERSION, Slate("", tuple(items[:5]), (5.0, 4.0, 3.0, 2.0, 1.0), VERSION, now))
-        store.publish_histories([UserHistory("ann", tuple(items[3:9]) + ("gone",), (1, 2, 3, 4, 2, 3, 2))])
+        store.publish_histories([UserHistory("ann", (*items[3:9], "gone"), (1, 2, 3, 4, 2, 3, 2))])
         store.complete(VERSION, users=3)
         store.activate(VERSION)
 
@@ -105,7 +105,7 @@ class Watched:
 def watched(browser: Browser, service: str, valkey: str) -> Iterator[Watched]:
     """A page that must have nothing to complain of, and ask nobody but the service."""
     fill(valkey)
-    with browser.new_context(viewport=WIDE, color_scheme="light") as context:  # type: ignore[arg-type]
+    with browser.new_context(viewport=WIDE, color_scheme="light") as context:
         seen = Watched(context.new_page())
         seen.page.set_default_timeout(15_000)
         yield seen
@@ -160,7 +160,7 @@ def test_the_charts_follow_what_is_answered(watched: Watched, service: str, tmp_
     expect(page.locator("#p99")).to_contain_text("ms")
     expect(page.locator("#sources")).to_contain_text("stored")
     expect(page.locator("#replicas")).to_have_text("1")
-    page.locator("#latency").hover(position={"x": page.locator("#latency").bounding_box()["width"] - 13, "y": 50})  # type: ignore[index]
+    page.locator("#latency").hover(position={"x": page.locator("#latency").bounding_box()["width"] - 13, "y": 50})
     expect(page.locator("#latency .tip")).to_contain_text("ms · ")
     for name in ("slate", "history", "hits", "latency"):
         box = page.locator(f"#{name}").bounding_box()
@@ -182,7 +182,7 @@ def test_it_fits_a_telephone_and_the_dark(watched: Watched, service: str, tmp_pa
     dark = pixels(page, tmp_path / "dark.png")
     assert light.mean() > 200
     assert dark.mean() < 60
-    page.set_viewport_size(NARROW)  # type: ignore[arg-type]
+    page.set_viewport_size(NARROW)
     pixels(page, tmp_path / "narrow.png")
     assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"]
 
