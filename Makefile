@@ -3,10 +3,11 @@ SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := $(VENV)/tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test lint format setup setup-dev clean help
+.PHONY: quickstart test test-tools lint format setup setup-dev clean help
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -15,8 +16,23 @@ quickstart: $(VENV)/.local ## install, then raw logs to served slates on MovieLe
 	@$(BIN)/rankgr quickstart
 
 # Two processes that share two cores: threads of their own would only wait for each other.
-test: $(VENV)/.dev ## install, then all tests
+test: $(VENV)/.dev test-tools ## install, then all tests
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# What pip does not bring. Without it the tests that need it are skipped and say so; with CI=true they fail.
+BROWSER := chromium-headless-shell fonts-dejavu-core
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
+
+test-tools: $(VENV)/.dev ## a browser and promtool for the tests of page and alert rules
+	@mkdir -p $(TOOLS)
+	@(command -v chromium-headless-shell || command -v chromium || command -v google-chrome) > /dev/null || \
+		(test "$$(id -u)" = 0 && $(APT) update && $(APT) install -y --no-install-recommends $(BROWSER)) > $(TOOLS)/browser.log 2>&1 || \
+		echo "no browser, so that the page is not tested; as root: apt-get install $(BROWSER)"
+	@command -v promtool > /dev/null || test -x $(TOOLS)/usr/bin/promtool || \
+		(cd $(TOOLS) && (apt-get -qq download prometheus || (test "$$(id -u)" = 0 && $(APT) update && apt-get -qq download prometheus)) && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool; \
+		rm -f prometheus_*.deb; test -x usr/bin/promtool) > $(TOOLS)/promtool.log 2>&1 || \
+		echo "no promtool, so that the alert rules are not tested; install Debian's package prometheus, or Prometheus' own archive"
 
 lint: $(VENV)/.dev ## style, types, import arrow
 	@$(BIN)/ruff check .

@@ -79,6 +79,14 @@ class UserActivity:
             get_logger("activity").warning("a history is left out", reason=error.what)
             return UserHistory(user_id, (), ())
 
+    async def users(self, version: str | None, limit: int) -> list[str]:
+        """Some users: those seen last, then a few with a slate of a version, as a first step through the keys comes upon them."""
+        start = ("SCAN", 0, "MATCH", self._reader.keys.slates(version), "COUNT", 10 * limit) if version else ("ECHO", "")
+        seen, step = await self._reader.ask([("ZREVRANGE", self._reader.keys.seen, 0, limit - 1), start])
+        skip = len(self._reader.keys.slates(version)) - 1 if version else 0  # without the pattern's star
+        others = sorted(key[skip:] for key in step[1]) if version else []
+        return [user_id.decode() for user_id in dict.fromkeys([*seen, *others])][:limit]
+
     async def claim(self, version: str, user_id: str, seconds: float) -> bool:
         """Whether the caller is the one to compute a slate, among all processes; the claim ends by itself."""
         (got,) = await self._reader.ask([("SET", self._reader.keys.claim(version, user_id), "", "NX", "PX", int(seconds * 1000))])

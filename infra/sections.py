@@ -311,7 +311,7 @@ class SlateStoreConfig(Section):
     """Certificate authority of a rediss:// server; empty: those of the system."""
     ttl_hours: float = Field(72.0, gt=0)
     keep_versions: int = Field(2, ge=1)
-    """Newest versions that stay besides the active one."""
+    """So many of the newest versions stay, whether active or not; the active one stays in any case."""
     grace_minutes: float = Field(60.0, ge=0)
     """How long a version stays after it was last the active one, for a way back."""
 
@@ -384,6 +384,10 @@ class StreamingConfig(Section):
     """Users with a positive, among those seen after the weights were set aside, on whom these and the served ones are judged."""
     max_outage_s: float = Field(600.0, ge=0)
     """How long the trainer waits for a Redis that does not answer."""
+    metrics_host: str = "127.0.0.1"
+    """Where Prometheus finds the trainer's metrics; they are open to whoever reaches it."""
+    metrics_port: int = Field(8001, ge=0, le=65535)
+    """0 takes a free port."""
 
 
 class SimulationConfig(Section):

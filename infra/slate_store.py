@@ -72,8 +72,8 @@ class SlateStore:
         url: redis:// or rediss:// URL.
         prefix: first part of every key.
         ttl_hours: life of a slate; up to a tenth is added at random, so that they do not expire all at once.
-        keep_versions: newest versions that `drop_old` keeps besides the active one.
-        grace_minutes: how long it keeps others after they were last active, or first written.
+        keep_versions: so many of the newest versions `drop_old` keeps, the active one counted if it is among them.
+        grace_minutes: how long it keeps older ones after they were last active, or first written.
         access: options of the client, see `infra.redis_client.access_of`.
 
     Raises:
@@ -249,7 +249,7 @@ class SlateStore:
             return [_text(user_id) for user_id in self._redis.zrevrange(self.keys.seen, 0, -1)]
 
     def drop_old(self) -> list[str]:
-        """Delete all versions but the active one, the newest ones, and those that were active within the grace period.
+        """Delete all versions but the active one, the newest `keep_versions`, and those active or written within the grace period.
 
         Returns:
             those that went.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
@@ -22,6 +21,7 @@ from serving.auth import RequireToken
 from serving.intake import EventIntake, Overloaded
 from serving.models import (
     DEFAULT_K,
+    MAX_USERS,
     Accepted,
     BatchAnswer,
     BatchRequest,
@@ -29,19 +29,17 @@ from serving.models import (
     EventsAccepted,
     EventsRequest,
     Health,
+    UsersAnswer,
     errors,
     event_of,
 )
+from serving.page import page_routes
 from serving.repeats import name_of
 from serving.request_id import RequestId
 from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
-from serving.stats import Stats, StatsAnswer
+from serving.stats import Reports, Stats, StatsAnswer
 
 _NOT_VALID, _SEE_DOCS = "the request is not valid", "see /docs for its form"
-_PAGE = Path(__file__).parent / "page.html"
-_PAGE_HEADERS = {  # the page holds all it needs, and asks nobody but this service
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
-}
 
 
 class Trigger(Protocol):
@@ -62,8 +60,9 @@ def create_api(
     slate_size: int,
     intake: EventIntake | None = None,
     trigger: Trigger | None = None,
-    stats: Stats | None = None,
+    reports: Reports | None = None,
     token_digests: Sequence[str] = (),
+    echo_request_id: bool = True,
 ) -> FastAPI:
     """The application.
 
@@ -72,8 +71,9 @@ def create_api(
         slate_size: the largest k.
         intake: keeps events; None: there is no stream.
         trigger: starts the computation of fresh slates; None: there is no model.
-        stats: counts what is answered.
+        reports: count what is answered here, and know what other replicas counted.
         token_digests: of the tokens one of which every POST must bring; empty: none is asked for.
+        echo_request_id: see `serving.request_id.RequestId`.
     """
 
     @asynccontextmanager
@@ -83,36 +83,34 @@ def create_api(
         if intake is not None:
             await intake.writer.close()
 
-    counts = stats or Stats(Meter())
+    reports = reports or Reports(Stats(Meter()))
+    counts = reports.own
     api = FastAPI(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
-    api.add_middleware(RequestId)  # outermost
+    api.add_middleware(RequestId, echo=echo_request_id)  # outermost
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
     api.add_exception_handler(HTTPException, _http_error)
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
-    api.include_router(_operations(retrieval, counts))
+    api.include_router(page_routes(needs_token=bool(token_digests)))
+    api.include_router(_operations(retrieval, reports))
     api.include_router(_slates(retrieval, counts, slate_size, bearer))
     api.include_router(_intake(retrieval, counts, intake, trigger, bearer))
     return api
 
 
-def _operations(retrieval: Retrieval, counts: Stats) -> APIRouter:
-    """Health, readiness, figures, the page."""
-    api, page = APIRouter(), _PAGE.read_text("utf-8")
-
-    @api.get("/", include_in_schema=False)
-    async def root() -> HTMLResponse:
-        return HTMLResponse(page, headers=_PAGE_HEADERS)
+def _operations(retrieval: Retrieval, reports: Reports) -> APIRouter:
+    """Health, readiness, figures."""
+    api = APIRouter()
 
     @api.get("/metrics", include_in_schema=False)
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(counts.meter.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(await reports.text(), media_type="text/plain; version=0.0.4")
 
     @api.get("/v1/stats", responses=errors(503))
     async def summary() -> StatsAnswer:
-        return counts.summary()
+        return await reports.summary()
 
     @api.get("/healthz", responses=errors(503))
     async def healthz() -> Health:
@@ -134,6 +132,11 @@ def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[A
         answers = await retrieval.slates(user_ids, k, segment)
         counts.answered(answers, time.perf_counter() - start)
         return answers
+
+    @api.get("/v1/users", responses=errors(401, 422, 503), dependencies=bearer)
+    async def users(limit: int = Query(DEFAULT_K, ge=1, le=MAX_USERS)) -> UsersAnswer:
+        """Some users to look at, those seen last first."""
+        return UsersAnswer(user_ids=await retrieval.activity.users(await retrieval.reader.active_version(), limit))
 
     # `:path` lets ids hold slashes: they are opaque.
     @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))

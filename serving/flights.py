@@ -59,7 +59,7 @@ class FreshSlates:
     ) -> None:
         self._compute, self._activity = compute, activity
         self._max_pending, self._deadline_s, self._meter = max_pending, deadline_s, meter
-        self._again: dict[tuple[str, str], bool] = {}  # flight -> something has happened since it started
+        self._again: dict[tuple[str, str], str | None] = {}  # flight -> the request that came since it started, if one did
         self._tasks: set[asyncio.Task[None]] = set()
         self._mean_s = 1.0
         self._log = get_logger("ingress")
@@ -88,8 +88,9 @@ class FreshSlates:
         self.admit(user_id, version)
         key = (user_id, version)
         if key in self._again:
-            self._again[key] = True
+            self._again[key] = _request_id()
             self._meter.count("rankgr_triggers", outcome="joined")
+            self._log.info("a computation is under way, another follows", version=version)
         else:
             self._meter.count("rankgr_triggers", outcome="accepted")
             self._launch(key, claim=False)
@@ -101,7 +102,7 @@ class FreshSlates:
             self._launch(key, claim=True)
 
     def _launch(self, key: tuple[str, str], *, claim: bool) -> None:
-        self._again[key] = False
+        self._again[key] = None
         self._meter.set("rankgr_pending_slates", self.pending)
         task = asyncio.create_task(self._fly(key, claim=claim))
         self._tasks.add(task)  # a task that nobody holds may be collected before it ends
@@ -113,9 +114,10 @@ class FreshSlates:
             if claim and not await self._activity.claim(version, user_id, self._deadline_s):
                 return
             await self._once(user_id, version)
-            while self._again[key]:
-                self._again[key] = False
-                await self._once(user_id, version)
+            while (request_id := self._again[key]) is not None:
+                self._again[key] = None
+                with structlog.contextvars.bound_contextvars(request_id=request_id):
+                    await self._once(user_id, version)
         except ServiceError as error:  # the claim could not be made
             self._log.warning("an old slate is not computed anew", reason=error.what)
         finally:
@@ -123,8 +125,8 @@ class FreshSlates:
             self._meter.set("rankgr_pending_slates", self.pending)
 
     async def _once(self, user_id: str, version: str) -> None:
-        start, request_id = time.monotonic(), str(structlog.contextvars.get_contextvars().get("request_id", ""))
-        request = SlateRequest(user_id, version, time.time() + self._deadline_s, request_id)
+        start = time.monotonic()
+        request = SlateRequest(user_id, version, time.time() + self._deadline_s, _request_id())
         try:
             outcome: str = await asyncio.wait_for(self._compute(request), self._deadline_s)
         except TimeoutError:
@@ -138,5 +140,9 @@ class FreshSlates:
         self._meter.count("rankgr_fresh_slates", outcome=outcome)
         if outcome == "stored":
             self._meter.observe("rankgr_fresh_seconds", seconds)
-        else:
-            self._log.info("no fresh slate", outcome=outcome, version=version)
+        self._log.info("fresh slate", outcome=outcome, version=version, seconds=round(seconds, 3))
+
+
+def _request_id() -> str:
+    """Of the HTTP request that this task works for; empty: of none."""
+    return str(structlog.contextvars.get_contextvars().get("request_id", ""))

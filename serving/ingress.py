@@ -15,14 +15,14 @@ from infra.config import Config
 from infra.errors import RankGRError
 from infra.event_stream import AsyncEventWriter
 from infra.logs import get_logger
-from infra.metrics import Meter
+from infra.metrics import INGRESS, Meter
 from infra.redis_client import access_of
 from infra.slate_store import AsyncSlateReader
 from serving.api import create_api
 from serving.flights import FreshSlates, Outcome, SlateRequest
 from serving.intake import EventIntake
 from serving.retrieval import Retrieval
-from serving.stats import Stats
+from serving.stats import Report, Reports, Stats, ask_all, replica_name
 
 _ATTEMPTS = 3
 
@@ -39,7 +39,7 @@ class Ingress:
 
     def __init__(self, config_json: str, redis_url: str, precompute: Any, token_digests: Sequence[str]) -> None:
         self.config, self.precompute, self.token_digests = Config.from_json(config_json), precompute, token_digests
-        settings, store, meter = self.config.serving, self.config.slate_store, Meter(to_ray=True)
+        settings, store, meter = self.config.serving, self.config.slate_store, Meter(INGRESS, to_ray=True)
         reader = AsyncSlateReader.of(store, redis_url)
         self.retrieval = Retrieval(
             reader,
@@ -53,7 +53,8 @@ class Ingress:
             redis_url, prefix=store.prefix, max_length=self.config.streaming.max_length, access=access_of(store, redis_url)
         )
         self.intake = EventIntake(writer, self.retrieval.activity)
-        self.stats, self.log = Stats(meter), get_logger("ingress")
+        self.stats, self.log = Stats(meter, replica_name()), get_logger("ingress")
+        self.peers: Any = None
         self.fresh = FreshSlates(
             self._ask, self.retrieval.activity, max_pending=settings.max_pending, deadline_s=settings.deadline_s, meter=meter
         )
@@ -78,9 +79,24 @@ class Ingress:
             slate_size=self.config.decoding.slate_size,
             intake=self.intake,
             trigger=self.fresh if self.precompute is not None else None,
-            stats=self.stats,
+            reports=Reports(self.stats, self._reports),
             token_digests=self.token_digests,
+            echo_request_id=False,
         )
+
+    async def report(self) -> Report:
+        """What this replica has counted."""
+        return self.stats.report()
+
+    async def _reports(self) -> list[Report]:
+        from ray import serve
+        from ray.serve.handle import DeploymentHandle
+
+        if self.peers is None:  # made without asking Serve's controller, which may be away
+            here = serve.get_replica_context()
+            self.peers = DeploymentHandle(here.deployment, here.app_name)
+        handles = [self.peers] if self.precompute is None else [self.peers, self.precompute]
+        return [report for reports in await asyncio.gather(*map(ask_all, handles)) for report in reports]
 
     async def _ask(self, request: SlateRequest) -> Outcome:
         for _ in range(_ATTEMPTS - 1):

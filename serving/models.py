@@ -13,6 +13,7 @@ from serving.retrieval import SlateAnswer
 
 DEFAULT_K = 20
 MAX_BATCH = 1000
+MAX_USERS = 100
 MAX_EVENTS = 1000
 MAX_EARLY_EVENTS = 200
 _LIMITS = Limits()
@@ -95,6 +96,12 @@ class BatchAnswer(BaseModel):
     """One slate a user, in the order they were asked for."""
 
     slates: list[SlateAnswer]
+
+
+class UsersAnswer(BaseModel):
+    """Some users, those seen last first."""
+
+    user_ids: list[str]
 
 
 class Health(BaseModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,10 @@ from infra.activity import UserActivity
 from infra.config import Config
 from infra.errors import IntegrityError
 from infra.logs import get_logger
-from infra.metrics import Meter
+from infra.metrics import MODEL, Meter
 from infra.slate_store import AsyncSlateReader, UserHistory
 from serving.flights import Outcome, SlateRequest
+from serving.stats import Report, replica_name
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Precompute:
         self.config, self.loader = Config.from_json(config_json), loader
         self.models: Mapping[str, Loaded] = {}
         self.reader = AsyncSlateReader.of(self.config.slate_store, redis_url)
-        self.activity, self.meter = UserActivity(self.reader), Meter(to_ray=to_ray)
+        self.activity, self.meter = UserActivity(self.reader), Meter(MODEL, to_ray=to_ray)
         self.log = get_logger("precompute")
         batching: Any = self.compute
         batching.set_max_batch_size(self.config.decoding.users_per_batch)
@@ -93,6 +95,10 @@ class Precompute:
             torch.set_num_threads(1)  # replicas share the cores; more of them come by autoscaling
         return Loaded(uri, bundle, bundle.recommender(), {item_id: index for index, item_id in enumerate(bundle.item_ids)})
 
+    async def report(self) -> Report:
+        """What this replica has counted."""
+        return Report(replica_name(), self.meter.families())
+
     @serve.batch  # type: ignore[untyped-decorator]
     async def compute(self, requests: list[SlateRequest]) -> list[Outcome]:
         """Called with one request at a time, batched by Serve."""
@@ -112,7 +118,9 @@ class Precompute:
                 on_request = {request.user_id for request in asked if request.fresh}
                 stored = await self._slates(models[version], list(in_time), on_request)
                 outcomes |= {(u, version): "stored" if done else "dropped version" for u, done in zip(in_time, stored, strict=True)}
-        self.log.debug("batch", users=len(outcomes), request_ids=[request.request_id for request in requests if request.request_id])
+        if request_ids := list(dict.fromkeys(request.request_id for request in requests if request.request_id)):  # none: a refresh
+            counts = Counter(outcomes.values())
+            self.log.info("slates computed", request_ids=request_ids, seconds=round(time.time() - now, 3), outcomes=dict(counts))
         return [outcomes[request.user_id, request.version] for request in requests]
 
     async def _slates(self, model: Loaded, users: Sequence[str], on_request: Collection[str]) -> list[bool]:

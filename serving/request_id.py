@@ -14,10 +14,15 @@ _USABLE = re.compile(r"[A-Za-z0-9._-]{1,128}")  # nothing that could forge a lin
 
 
 class RequestId:
-    """ASGI middleware that binds `request_id` for structlog."""
+    """ASGI middleware that binds `request_id` for structlog.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: what answers.
+        echo: name the answer too; Ray Serve does that itself.
+    """
+
+    def __init__(self, app: ASGIApp, *, echo: bool = True) -> None:
+        self.app, self.echo = app, echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on under its name."""
@@ -32,4 +37,4 @@ class RequestId:
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            return await self.app(scope, receive, named)
+            return await self.app(scope, receive, named if self.echo else send)

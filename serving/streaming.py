@@ -17,6 +17,7 @@ from infra.errors import DataError
 from infra.event_stream import EventStream, Limits
 from infra.local import only_one
 from infra.logs import get_logger
+from infra.metrics import TRAINER, Meter, exported
 from infra.redis_client import access_of
 from infra.steps import Run, run_of, run_records
 from infra.tracking import Registered, Registry
@@ -44,21 +45,26 @@ def train_on_stream(config: Config, redis_url: str, *, until_idle: float | None 
 
     Raises:
         DataError: there is no champion.
-        ServiceError: another trainer is running in this workspace; Redis or MLflow do not answer.
+        ServiceError: another trainer is running in this workspace; the port for metrics is taken; Redis or MLflow do not answer.
         TrainingError: as for `StreamTrainer.run`.
     """
     folder = storage.join(config.workspace, "streaming")
-    registry = Registry(config.tracking, config.workspace)
-    with only_one(folder, "streaming trainer"):
+    registry, meter, settings = Registry(config.tracking, config.workspace), Meter(TRAINER), config.streaming
+    with (
+        only_one(folder, "streaming trainer"),
+        exported(meter, settings.metrics_host, settings.metrics_port, setting="streaming.metrics_port"),
+    ):
         while True:
-            with champion_trainer(config, registry, redis_url, folder) as trainer:
+            with champion_trainer(config, registry, redis_url, folder, meter) as trainer:
                 if trainer.run(until_idle=until_idle, max_events=max_events):
                     return
             get_logger("stream").warning("another model became champion")
 
 
 @contextmanager
-def champion_trainer(config: Config, registry: Registry, redis_url: str, folder: str) -> Iterator[StreamTrainer]:
+def champion_trainer(
+    config: Config, registry: Registry, redis_url: str, folder: str, meter: Meter | None = None
+) -> Iterator[StreamTrainer]:
     """The trainer of the registry's champion, which releases what passes its gate there.
 
     Args:
@@ -66,6 +72,7 @@ def champion_trainer(config: Config, registry: Registry, redis_url: str, folder:
         registry: of the champion.
         redis_url: where the stream is.
         folder: for its checkpoints.
+        meter: counts what it does.
 
     Raises:
         DataError: there is no champion.
@@ -115,6 +122,7 @@ def champion_trainer(config: Config, registry: Registry, redis_url: str, folder:
             past=past_of(timelines, known),
             rows=lambda: rows_of(timelines, known, config),
             release=release,
+            meter=meter,
         )
 
 

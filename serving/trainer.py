@@ -22,6 +22,7 @@ from infra.config import Config
 from infra.errors import ServiceError, TrainingError
 from infra.event_stream import Event, EventStream
 from infra.logs import get_logger
+from infra.metrics import TRAINER, Meter
 from serving.challenger import Challenger
 from serving.checkpoints import Checkpoints
 from serving.timelines import Past, Timelines
@@ -47,6 +48,7 @@ class StreamTrainer:
         past: what users did before the stream.
         rows: that the model was trained on, for the replay buffer of a first start.
         release: makes weights the served ones.
+        meter: counts.
 
     Attributes:
         learner: weights and counts.
@@ -68,6 +70,7 @@ class StreamTrainer:
         past: Past,
         rows: Callable[[], Iterable[Row]],
         release: Release,
+        meter: Meter | None = None,
     ) -> None:
         self._config, self._settings, self._served, self._lineage = config, config.streaming, bundle, lineage
         self._stream, self._checkpoints, self._release = stream, checkpoints, release
@@ -77,7 +80,7 @@ class StreamTrainer:
         self.learner = OnlineLearner(model, config)
         self.rollbacks = self._in_a_row = 0
         self._is_own = False
-        self._log = get_logger("stream")
+        self._log, self._meter = get_logger("stream"), meter or Meter(TRAINER)
         self._waiting: list[Event] = []
         self._challenger: Challenger | None = None
         self._set_aside = 0
@@ -87,7 +90,8 @@ class StreamTrainer:
             self.learner.replay.add(rows())
         self._set_aside = self.learner.steps
         self._saved_position, self._saved_at, self._calm_loss = stream.position, time.monotonic(), self.learner.loss
-        self._stepped_at = stream.seen
+        self._stepped_at = self._saved_seen = self._counted = stream.seen
+        self._refused = dict(stream.rejected)
         self._told, self._told_at = stream.seen, time.monotonic()
         self.checkpoint()  # what a rollback goes back to
 
@@ -119,6 +123,7 @@ class StreamTrainer:
             if max_events is not None:
                 left = min(left, first + max_events - self._stream.seen)
             self._waiting += self._read(max(left, 1))
+            self._count()
             if self._stream.seen != seen or self._down_since is not None:
                 moved_at, seen = time.monotonic(), self._stream.seen
             idle = time.monotonic() - moved_at
@@ -137,6 +142,7 @@ class StreamTrainer:
             found = self._stream.read(count, block_ms=_BLOCK_MS)
         except ServiceError as error:
             now = time.monotonic()
+            self._meter.count("rankgr_stream_failures")
             if self._down_since is None:
                 self._log.warning("waiting for Redis", what=error.what, where=error.where)
                 self._down_since = now
@@ -157,7 +163,11 @@ class StreamTrainer:
                 return False
         rows = [row for visit in visits for row in visit.rows]
         if rows:
-            self.learner.learn(rows)
+            start = time.monotonic()
+            losses = self.learner.learn(rows)
+            self._meter.observe("rankgr_train_step_seconds", time.monotonic() - start)
+            self._meter.count("rankgr_train_steps", outcome="skipped" if losses is None else "done")
+            self._meter.count("rankgr_stream_trained", 0 if losses is None else sum(len(visit.items) for visit in visits))
             if reason := self._wrong():
                 self._roll_back(reason)
         return True
@@ -165,6 +175,9 @@ class StreamTrainer:
     def _wrong(self) -> str:
         """What the guards object to; empty if nothing."""
         loss, drift = self.learner.loss, self.learner.drift()
+        self._meter.set("rankgr_train_drift", drift)
+        if loss is not None:
+            self._meter.set("rankgr_train_loss", loss)
         if loss is not None and self._calm_loss is not None and not loss <= self._settings.max_loss_rise * self._calm_loss:
             return f"the loss rose from {self._calm_loss:.3f} to {loss:.3f}"
         if not drift <= self._settings.max_drift:
@@ -173,6 +186,7 @@ class StreamTrainer:
 
     def _roll_back(self, reason: str) -> None:
         self.rollbacks, self._in_a_row = self.rollbacks + 1, self._in_a_row + 1
+        self._meter.count("rankgr_train_rollbacks")
         self._log.error("weights go back to the last checkpoint, the events since are left out", why=reason, rollbacks=self.rollbacks)
         if self._in_a_row > self._settings.max_rollbacks:
             raise TrainingError(
@@ -193,9 +207,11 @@ class StreamTrainer:
 
     def checkpoint(self) -> None:
         """Commit all there is, then acknowledge; now and then the averaged weights become the challenger."""
-        position = self._stream.position
+        position, start = self._stream.position, time.monotonic()
         self._checkpoints.save(self._fill, {_LINEAGE: self._lineage, "position": position, "steps": self.learner.steps})
         self._saved_position, self._saved_at, self._calm_loss, self._in_a_row = position, time.monotonic(), self.learner.loss, 0
+        self._saved_seen = self._stream.seen
+        self._meter.observe("rankgr_train_checkpoint_seconds", self._saved_at - start)
         try:
             self._stream.acknowledge(position)
         except ServiceError as error:  # the next checkpoint's covers this one
@@ -215,9 +231,11 @@ class StreamTrainer:
         """Release the challenger if it passes; False where another model became champion."""
         self._challenger, self._synced_at = None, time.time()
         decision = challenger.judge(self._served)
+        self._meter.count("rankgr_gate_decisions", decision="passed" if decision.promoted else "refused")
         self._log.info("the gate lets the weights pass" if decision.promoted else "the gate refuses the weights", reasons=decision.reasons)
         if not decision.promoted:
             return True
+        start = time.monotonic()
         try:
             bundle = self._release(challenger.weights, challenger.figures)
         except ServiceError as error:
@@ -225,9 +243,18 @@ class StreamTrainer:
             return True
         if bundle is None:
             return False
+        self._meter.observe("rankgr_release_seconds", time.monotonic() - start)
         self._served = bundle
         self.learner.released(challenger.weights)
         return True
+
+    def _count(self) -> None:
+        """Count what was read since the last time."""
+        self._meter.count("rankgr_stream_entries", self._stream.seen - self._counted)
+        self._meter.set("rankgr_stream_pending", self._stream.seen - self._saved_seen)
+        for reason, number in self._stream.rejected.items():
+            self._meter.count("rankgr_stream_rejected", number - self._refused.get(reason, 0), reason=reason)
+        self._counted, self._refused = self._stream.seen, dict(self._stream.rejected)
 
     def _tell(self, *, ends: bool) -> None:
         now = time.monotonic()
@@ -239,6 +266,9 @@ class StreamTrainer:
             lag = self._stream.lag()
         except ServiceError:
             return  # said by whoever reads
+        self._meter.set("rankgr_stream_lag_entries", lag.entries)
+        self._meter.set("rankgr_stream_lag_seconds", lag.seconds)
+        self._count()  # what the stream dropped shows only here
         figures = {
             "rate": f"{rate:.1f}/s",
             "lag": lag.entries,

@@ -19,6 +19,7 @@ from components.training.loop import build_model
 from infra import records, storage
 from infra.config import Config
 from infra.event_stream import AsyncEventWriter, Event, EventStream, Limits
+from infra.metrics import Meter
 from serving.checkpoints import Checkpoints
 from serving.streaming import past_of
 from serving.trainer import StreamTrainer
@@ -62,7 +63,16 @@ def write_small_bundle(folder: Path, config: Config) -> str:
     return uri
 
 
-def trainer(folder: Path, url: str, config: Config, *, bundle_uri: str = "", release: Any = None, lineage: str = "first") -> StreamTrainer:
+def trainer(
+    folder: Path,
+    url: str,
+    config: Config,
+    *,
+    bundle_uri: str = "",
+    release: Any = None,
+    lineage: str = "first",
+    meter: Meter | None = None,
+) -> StreamTrainer:
     """A trainer with its checkpoints in the folder."""
     bundle: Bundle = load_bundle(bundle_uri or str(folder / "bundle"))
     knows = set(bundle.item_ids).__contains__
@@ -76,4 +86,5 @@ def trainer(folder: Path, url: str, config: Config, *, bundle_uri: str = "", rel
         past=past_of(timelines(), np.arange(N_ITEMS)),
         rows=lambda: training_rows(timelines(), config),
         release=release or (lambda *_: None),
+        meter=meter,
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from infra.metrics import METRICS, PREFIX, Meter
+from infra.errors import ServiceError
+from infra.metrics import METRICS, MODEL, PREFIX, TRAINER, Meter, exported, text_of
+from tests.tools import tool
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "infra" / "prometheus" / "rules.yaml"
@@ -51,20 +54,60 @@ def test_every_metric_is_counted_somewhere_and_shown() -> None:
     assert [name for name in METRICS if PREFIX + name not in text] == []
 
 
-def test_the_rules_have_a_name_and_a_way_out_and_their_tests_name_rules_that_are_there() -> None:
+def test_every_rule_has_a_name_a_way_out_and_a_story_in_which_it_speaks_and_one_in_which_it_is_silent() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(set(names)) == len(names)
     for rule in rules():
         assert {"summary", "mend"} <= set(rule["annotations"])
     tests = yaml.safe_load((RULES.parent / "rules_test.yaml").read_text())
-    assert {one["alertname"] for test in tests["tests"] for one in test["alert_rule_test"]} <= set(names)
+    told = {(one["alertname"], bool(one["exp_alerts"])) for test in tests["tests"] for one in test["alert_rule_test"]}
+    assert told == {(name, speaks) for name in names for speaks in (True, False)}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_agrees() -> None:
-    for command in (["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]):
-        done = subprocess.run(["promtool", *command], cwd=RULES.parent, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("command", ["check rules rules.yaml", "test rules rules_test.yaml"])
+def test_promtool_agrees(command: str) -> None:
+    done = subprocess.run([tool("promtool"), *command.split()], cwd=RULES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_reasons_are_those_for_which_the_stream_rejects() -> None:
+    source = (ROOT / "infra" / "event_stream.py").read_text()
+    reasons = {"unknown item", "duplicate", "trimmed before it was read", *re.findall(r'_UnusableError\("([^"]+)"\)', source)}
+    assert set(METRICS["rankgr_stream_rejected"].known) == reasons
+    assert all(f'"{reason}"' in source for reason in reasons)
+
+
+def test_a_counter_is_there_before_anything_happens() -> None:
+    lines = Meter(MODEL).text().decode().splitlines()
+    assert 'ray_rankgr_swaps_total{outcome="refused"} 0.0' in lines
+    assert not [line for line in lines if "slates" in line or "_created" in line]
+
+
+def test_the_metrics_of_replicas_stay_apart() -> None:
+    one, other = Meter(), Meter()
+    one.count("rankgr_slates", 2, source="fresh")
+    other.count("rankgr_slates", 3, source="fresh")
+    other.observe("rankgr_slate_seconds", 0.002)
+    text = text_of({"a": one.families(), "b": other.families(), "model": Meter(MODEL).families()}).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    slates = {s.labels["replica"]: s.value for s in families["ray_rankgr_slates"].samples if s.labels["source"] == "fresh"}
+    assert slates == {"a": 2.0, "b": 3.0}
+    assert {s.labels["replica"] for s in families["ray_rankgr_swaps"].samples} == {"model"}
+    assert text.count("# TYPE ray_rankgr_slate_seconds histogram") == 1
+
+
+def test_a_process_outside_ray_answers_prometheus_itself() -> None:
+    meter = Meter(TRAINER)
+    with exported(meter, "127.0.0.1", 0, setting="streaming.metrics_port") as url:
+        meter.set("rankgr_stream_lag_entries", 7)
+        assert "ray_rankgr_stream_lag_entries 7.0" in httpx.get(url).text.splitlines()
+        port = int(url.split(":")[2].split("/")[0])
+        again = exported(meter, "127.0.0.1", port, setting="streaming.metrics_port")
+        with pytest.raises(ServiceError, match=f"port {port} is taken") as error, again:
+            pass
+        assert "streaming.metrics_port=0" in error.value.mend
+    with exported(meter, "127.0.0.1", port, setting="streaming.metrics_port"):
+        pass
 
 
 def test_a_meter_counts_under_the_names_that_ray_exports() -> None:

@@ -45,7 +45,7 @@ def test_every_route_that_is_no_read_asks_for_a_token(tmp_path: Path) -> None:
                 routes = [(method, path) for path, methods in api.openapi()["paths"].items() for method in methods]
                 mutating = [(method, path) for method, path in routes if method != "get"]
                 assert len(mutating) >= 2
-                for method, path in [*mutating, ("delete", "/nowhere")]:
+                for method, path in [*mutating, ("delete", "/nowhere"), ("get", "/v1/users")]:
                     for header in (None, "Bearer ", "Bearer wrong", f"Basic {TOKENS[0]}", f"Bearer {TOKENS[0]}x", "Bearer ü"):
                         given = {"Authorization": header.encode()} if header else {}
                         refused = await client.request(method.upper(), path, headers=given, content=b"{")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from infra import storage
+from infra.activity import UserActivity
 from infra.catalogue import Catalogue
 from infra.local import free_port
 from infra.metrics import Meter
@@ -22,7 +23,7 @@ from serving.api import create_api
 from serving.intake import Overloaded
 from serving.models import MAX_BATCH
 from serving.retrieval import Retrieval
-from serving.stats import Stats
+from serving.stats import Report, Reports, Stats
 from tests.fakes import item_id, write_bundle
 
 SLATE_SIZE = 10
@@ -58,7 +59,7 @@ def publish(url: str, version: str, *users: str) -> None:
 
 def test_a_user_gets_the_slate_that_was_computed(valkey: str, catalogue: Catalogue) -> None:
     publish(valkey, "v1", "ann", "a/b c")
-    stats = Stats(Meter())
+    reports = Reports(Stats(Meter()))
 
     async def story(client: httpx.AsyncClient) -> None:
         answer = (await client.get("/v1/users/ann/slate", params={"k": 2})).json()
@@ -79,12 +80,51 @@ def test_a_user_gets_the_slate_that_was_computed(valkey: str, catalogue: Catalog
         assert (await client.get("/v1/items/item-03")).json()["title"] == "Title 3"
         assert (await client.get("/readyz")).json() == {"status": "ready", "model_version": "v1"}
         assert (await client.get("/healthz")).status_code == 200
+        summary = (await client.get("/v1/stats")).json()
+        assert (summary["by_source"], summary["hit_ratio"], summary["model_version"]) == ({"stored": 2}, 1.0, "v1")
+        assert summary["latency_p50_ms"] > 0
+        assert 'ray_rankgr_slates_total{replica="ingress",source="stored"} 2.0' in (await client.get("/metrics")).text
 
-    tell(valkey, catalogue, story, stats=stats)
-    summary = stats.summary()
-    assert (summary.by_source, summary.hit_ratio, summary.model_version) == ({"stored": 2}, 1.0, "v1")
-    assert summary.latency_p50_ms is not None
-    assert b'ray_rankgr_slates_total{source="stored"} 2.0' in stats.meter.text()
+    tell(valkey, catalogue, story, reports=reports)
+
+
+def test_some_users_are_named_those_seen_last_first(valkey: str, catalogue: Catalogue) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/v1/users")).json() == {"user_ids": []}
+        publish(valkey, "v1", "ann", "a/b c", "eve")
+        async with AsyncSlateReader(valkey) as reader:
+            await UserActivity(reader).saw("zoe")
+            await UserActivity(reader).saw("eve")
+        assert (await client.get("/v1/users")).json() == {"user_ids": ["eve", "zoe", "a/b c", "ann"]}
+        assert (await client.get("/v1/users", params={"limit": 1})).json() == {"user_ids": ["eve"]}
+        assert (await client.get("/v1/users", params={"limit": 0})).status_code == 422
+
+    tell(valkey, catalogue, story)
+
+
+def test_figures_are_those_of_all_replicas_asked_once_a_second(valkey: str, catalogue: Catalogue) -> None:
+    publish(valkey, "v1", "ann")
+    own, other, asked = Stats(Meter(), "one"), Stats(Meter(), "two"), []
+
+    async def all_of_them() -> list[Report]:
+        asked.append(1)
+        return [own.report(), other.report()]
+
+    async def story(client: httpx.AsyncClient) -> None:
+        async with AsyncSlateReader(valkey) as reader:
+            answers = await Retrieval(reader, catalogue, slate_size=SLATE_SIZE).slates(["ann", "eve"], 1)
+        other.answered(answers, 0.5)
+        for _ in range(5):
+            await client.get("/v1/users/ann/slate")
+            summary = (await client.get("/v1/stats")).json()
+        assert (summary["replicas"], summary["by_source"]) == (2, {"stored": 6, "popular": 1})
+        assert summary["latency_p99_ms"] > 400
+        text = (await client.get("/metrics")).text
+        assert 'ray_rankgr_slates_total{replica="one",source="stored"} 5.0' in text
+        assert 'ray_rankgr_slates_total{replica="two",source="popular"} 1.0' in text
+
+    tell(valkey, catalogue, story, reports=Reports(own, all_of_them))
+    assert len(asked) < 4
 
 
 def test_strangers_get_popular_items(valkey: str, catalogue: Catalogue) -> None:
@@ -316,19 +356,25 @@ def test_an_early_request_is_accepted_and_handed_on(valkey: str, catalogue: Cata
     tell(valkey, catalogue, without_model)
 
 
-def test_the_page_needs_nothing_from_outside(valkey: str, catalogue: Catalogue) -> None:
+def test_the_page_needs_nothing_from_outside_and_may_not_be_framed(valkey: str, catalogue: Catalogue) -> None:
     async def story(client: httpx.AsyncClient) -> None:
         page = await client.get("/")
         assert page.status_code == 200
         assert page.headers["content-type"].startswith("text/html")
-        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-        assert "://" not in page.text
-        assert "innerHTML" not in page.text
-        asked = set(re.findall(r'"(/[a-z][\w/]*)', page.text))
-        assert {"/v1/users/", "/v1/requests", "/v1/stats", "/docs", "/metrics"} <= asked
+        files = {path: await client.get(path) for path in re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text)}
+        assert set(files) == {"/static/icon.svg", "/static/style.css", "/static/script.js"}
+        for file in (page, *files.values()):
+            assert file.status_code == 200
+            policy = file.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+        for text in (page.text, files["/static/script.js"].text, files["/static/style.css"].text):
+            assert "://" not in text
+            assert "innerHTML" not in text
+        assert (await client.get("/static/../api.py")).status_code == 404
         assert (await client.get("/v1/stats")).json()["hit_ratio"] is None
         await client.get("/v1/users/ann/slate")
         assert (await client.get("/v1/stats")).json()["by_source"] == {"popular": 1}
-        assert b"ray_rankgr_slates_total" in (await client.get("/metrics")).content
 
     tell(valkey, catalogue, story)

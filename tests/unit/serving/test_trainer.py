@@ -15,6 +15,7 @@ from components.retriever.bundle import Bundle, load_bundle
 from infra import storage
 from infra.errors import ServiceError, TrainingError
 from infra.local import free_port
+from infra.metrics import TRAINER, Meter
 from serving.challenger import Challenger
 from serving.trainer import StreamTrainer
 from tests.streaming import append, event, settings, trainer, write_small_bundle
@@ -85,10 +86,36 @@ def test_a_step_is_made_of_what_is_there_after_a_while(start: Start, valkey: str
     assert ours.learner.steps == 1
 
 
-def synced(start: Start, valkey: str, monkeypatch: pytest.MonkeyPatch, release: Any, *, passes: bool = True) -> tuple[StreamTrainer, bool]:
+def test_its_metrics_tell_what_became_of_each_entry(start: Start, valkey: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def figure(name: str, **labels: str) -> float:
+        value = meter.registry.get_sample_value(f"ray_rankgr_{name}", labels)
+        assert value is not None, name
+        return value
+
+    append(valkey, [event(number) for number in range(40)] + [event(0)])
+    client.xadd("test:events", {"event": b"\xff"})
+    meter = Meter(TRAINER)
+    ours = start("streaming.checkpoint_every_s=3600", meter=meter)
+    ours.run(max_events=32)
+    assert (figure("stream_entries_total"), figure("stream_pending"), figure("stream_lag_entries")) == (32, 0, 10)
+    assert figure("stream_lag_seconds") > 0
+    monkeypatch.setattr(ours.learner, "learn", lambda _rows: None)  # gradients that are not finite
+    ours.run(until_idle=0.01)
+    assert (figure("stream_entries_total"), figure("stream_trained_total"), figure("stream_lag_entries")) == (42, 32, 0)
+    rejected = {reason: figure("stream_rejected_total", reason=reason) for reason in ("duplicate", "not JSON", "unknown item")}
+    assert rejected == {"duplicate": 1, "not JSON": 1, "unknown item": 0}
+    assert (figure("train_steps_total", outcome="done"), figure("train_steps_total", outcome="skipped")) == (2, 1)
+    assert (figure("train_step_seconds_count"), figure("train_checkpoint_seconds_count")) == (3, 3)
+    assert figure("train_loss") == ours.learner.loss
+    assert 0 < figure("train_drift") < 1
+
+
+def synced(
+    start: Start, valkey: str, monkeypatch: pytest.MonkeyPatch, release: Any, *, passes: bool = True, **options: Any
+) -> tuple[StreamTrainer, bool]:
     append(valkey, [event(number) for number in range(160)])
     monkeypatch.setattr(Challenger, "judge", lambda *_: Decision(passes, ("for a test",)))
-    ours = start("streaming.sync_every_s=0", "streaming.gate_users=8", "decoding.exclude_seen=false", release=release)
+    ours = start("streaming.sync_every_s=0", "streaming.gate_users=8", "decoding.exclude_seen=false", release=release, **options)
     return ours, ours.run(max_events=160)
 
 
@@ -101,16 +128,21 @@ def test_what_passes_the_gate_is_released_hour_after_hour(
         released.append(dict(weights))
         return load_bundle(str(tmp_path / "bundle"))
 
-    _, ended = synced(start, valkey, monkeypatch, release)
+    meter = Meter(TRAINER)
+    _, ended = synced(start, valkey, monkeypatch, release, meter=meter)
     assert ended
     assert len(released) > 1
+    assert meter.registry.get_sample_value("ray_rankgr_release_seconds_count") == len(released)
     assert any(not torch.equal(released[0][name], released[-1][name]) for name in released[0])
 
 
 def test_what_the_gate_refuses_is_not_released(start: Start, valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, ended = synced(start, valkey, monkeypatch, lambda *_: pytest.fail("released"), passes=False)
+    meter = Meter(TRAINER)
+    ours, ended = synced(start, valkey, monkeypatch, lambda *_: pytest.fail("released"), passes=False, meter=meter)
     assert ended
     assert ours.learner.steps == 10
+    assert (meter.registry.get_sample_value("ray_rankgr_gate_decisions_total", {"decision": "refused"}) or 0) > 1
+    assert meter.registry.get_sample_value("ray_rankgr_release_seconds_count") == 0
 
 
 def test_a_registry_that_does_not_answer_stops_nothing(start: Start, valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,98 @@
+"""Two ingress replicas and a model replica on a real Ray cluster: whoever is asked speaks for all, and a request keeps its name."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.config import load_config
+from infra.slate_store import Slate, SlateStore
+from serving.app import APP, start
+from tests.fakes import fake_loader, item_id, write_bundle
+
+PREFIX = "replicas"
+
+
+@pytest.fixture(scope="module")
+def service(ray_cluster: str, valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    bundle = write_bundle(tmp_path_factory.mktemp("bundle"))
+    config = load_config(
+        overrides=["serving.port=0", "serving.retrieval_replicas=2", "decoding.slate_size=5", f"slate_store.prefix={PREFIX}"]
+    )
+    with SlateStore(valkey_server, prefix=PREFIX) as store:
+        store.publish("v1", [Slate("ann", (item_id(0),), (1.0,), "v1", time.time_ns() // 1_000_000)])
+        store.complete("v1", users=1)
+        store.activate("v1")
+    with start(config, bundle, valkey_server, version="v1", loader=fake_loader("v1")) as url:
+        yield url
+
+
+def samples(url: str, name: str, **labels: str) -> dict[str, float]:
+    """Value of a metric at each replica."""
+    text = httpx.get(f"{url}/metrics", timeout=10).text
+    found = (sample for family in text_string_to_metric_families(text) for sample in family.samples if sample.name == name)
+    return {s.labels["replica"]: s.value for s in found if labels.items() <= s.labels.items()}
+
+
+def wait_for(what: str, condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.1)
+    return found
+
+
+def test_whichever_replica_is_asked_the_figures_are_of_all(service: str) -> None:
+    def both_answered() -> dict[str, float]:
+        httpx.get(f"{service}/v1/users/ann/slate", timeout=10)  # a connection each, so that both are chosen
+        by_replica = samples(service, "ray_rankgr_slates_total", source="stored")
+        return by_replica if len([n for n in by_replica.values() if n > 0]) == 2 else {}
+
+    names = set(wait_for("an answer of both replicas", both_answered))
+    assert {name.partition("#")[0] for name in names} == {"Ingress"}
+    for _ in range(20):
+        httpx.get(f"{service}/v1/users/ann/slate", timeout=10)
+    total = sum(wait_for("all counts", lambda: settled(lambda: samples(service, "ray_rankgr_slates_total", source="stored"))).values())
+    answers = Counter[tuple[int, int]]()
+    for _ in range(12):
+        stats = httpx.get(f"{service}/v1/stats", timeout=10).json()
+        answers[stats["replicas"], stats["by_source"]["stored"]] += 1
+    assert answers == {(2, int(total)): 12}
+    loaded = samples(service, "ray_rankgr_model_loaded", version="v1")
+    assert [(name.partition("#")[0], value) for name, value in loaded.items()] == [("Precompute", 1.0)]
+    assert samples(service, "ray_rankgr_swaps_total", outcome="refused").popitem()[1] == 0
+
+
+def settled(look: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What is seen twice in more than the second for which reports are kept; empty while it changes."""
+    before = look()
+    time.sleep(1.2)
+    return before if look() == before else {}
+
+
+def test_a_request_keeps_its_name_in_the_logs_of_ingress_and_model(service: str) -> None:
+    answer = httpx.post(f"{service}/v1/requests", json={"user_id": "eve"}, headers={"X-Request-ID": "from-the-shop-7"}, timeout=10)
+    assert (answer.status_code, answer.headers["X-Request-ID"]) == (202, "from-the-shop-7")
+    for deployment, line in (("Ingress", "fresh slate"), ("Precompute", "slates computed")):
+        found = wait_for(f"a line of {deployment}", lambda d=deployment: [t for t in lines_of(d) if "from-the-shop-7" in t])
+        assert any(line in text for text in found)
+
+
+def lines_of(deployment: str) -> list[str]:
+    """What the replicas of a deployment wrote to standard error."""
+    lines = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error, OSError):
+            if f"{APP}:{deployment}" in " ".join(process.cmdline()[:1]):
+                lines += Path(os.readlink(f"/proc/{process.pid}/fd/2")).read_text(errors="replace").splitlines()
+    return lines
