@@ -51,8 +51,7 @@ def summary(found: Tallies, settings: SimulationConfig) -> dict[str, Any]:
             "fresh_share": _rounded(sum(one.fresh for one in tallies) / max(sum(one.visits for one in tallies), 1)),
             "views": sum(one.views for one in tallies),
         }
-    after = {arm: [one for one in tallies if one.hour >= settings.shift_hour] for arm, tallies in found.items()}
-    ours, theirs = after[STREAMING], after[FROZEN]
+    ours, theirs = ([one for one in found[arm] if one.hour >= settings.shift_hour] for arm in (STREAMING, FROZEN))
     figures["after_gain"] = _rounded(ctr(ours) / ctr(theirs) - 1) if ctr(theirs) else None
     figures["after_z"] = _rounded(_z(ours, theirs), 1)
     return figures

@@ -103,7 +103,7 @@ class World:
             bought = clicked and luck[2, rank] < settings.purchase_rate * attraction[item]
             views.append((item, Level.PURCHASE if bought else Level.CLICK if clicked else Level.EXPOSURE))
         weights = attraction**_FOUND_POWER
-        count = min(int(rng.poisson(settings.found_per_visit)), np.count_nonzero(weights))
+        count = min(int(rng.poisson(settings.found_per_visit)), int(np.count_nonzero(weights)))
         found = rng.choice(len(weights), count, replace=False, p=weights / weights.sum()) if count else []
         return Visit(views, [int(item) for item in found])
 
