@@ -15,7 +15,7 @@ import psutil
 from tests.command import COMMAND, environment, rankgr
 from tests.logs import SETTINGS, write_log
 
-LONG = ["--set", "training.epochs=25", "--set", "training.checkpoint_every_epochs=1"]
+LONG = ["--set", "training.epochs=12", "--set", "training.checkpoint_every_epochs=1"]
 
 
 def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path, deadline_s: float = 120) -> None:

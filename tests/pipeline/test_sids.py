@@ -57,7 +57,7 @@ def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace
 def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: Finished) -> None:
     add = ("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"))
     grown = rankgr(*add, folder=workspace).stdout.strip().splitlines()[-1]
-    again = rankgr(*finished.arguments, folder=workspace)
+    again = rankgr("run", *finished.arguments[1:7], *SETTINGS, folder=workspace)
     assert again.returncode == 0, again.stderr[-2000:]
     (record,) = (workspace / ".rankgr/runs").glob(f"{latest(workspace)}/release.step.json")
     assert storage.read_json(str(record))["uri"] == grown
