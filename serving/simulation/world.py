@@ -104,7 +104,7 @@ class World:
             views.append((item, Level.PURCHASE if bought else Level.CLICK if clicked else Level.EXPOSURE))
         weights = attraction**_FOUND_POWER
         count = min(int(rng.poisson(settings.found_per_visit)), int(np.count_nonzero(weights)))
-        found = rng.choice(len(weights), count, replace=False, p=weights / weights.sum()) if count else []
+        found: Sequence[int] = rng.choice(len(weights), count, replace=False, p=weights / weights.sum()) if count else []
         return Visit(views, [int(item) for item in found])
 
 
