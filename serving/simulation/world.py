@@ -104,8 +104,8 @@ class World:
             views.append((item, Level.PURCHASE if bought else Level.CLICK if clicked else Level.EXPOSURE))
         weights = attraction**_FOUND_POWER
         count = min(int(rng.poisson(settings.found_per_visit)), int(np.count_nonzero(weights)))
-        found: Sequence[int] = rng.choice(len(weights), count, replace=False, p=weights / weights.sum()) if count else []
-        return Visit(views, [int(item) for item in found])
+        found = rng.choice(len(weights), count, replace=False, p=weights / weights.sum()).tolist() if count else []
+        return Visit(views, found)
 
 
 def world_of(
