@@ -161,9 +161,10 @@ def test_while_redis_is_dead_readers_get_the_fallback_and_afterwards_every_ackno
 
 BULK = """
 import sys
+from pathlib import Path
+from components.precompute.job import precompute
 from infra.cluster import ray_session
 from infra.config import Config
-from pathlib import Path
 from tests.serving import Gated
 config_json, bundle, timelines, url, version, gate = sys.argv[1:]
 config = Config.from_json(config_json)
