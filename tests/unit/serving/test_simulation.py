@@ -162,7 +162,7 @@ def test_streaming_follows_a_change_of_taste_that_a_frozen_model_does_not(valkey
     assert abs(streaming["ctr_before"] / frozen["ctr_before"] - 1) < 0.25
     assert streaming["versions"] > 2
     assert frozen["versions"] == 1
-    assert streaming["ctr_second_half_after"] > 1.1 * frozen["ctr_second_half_after"]
+    assert streaming["ctr_second_half_after"] > 1.2 * frozen["ctr_second_half_after"]
     assert figures["after_z"] > 3
 
 
