@@ -147,11 +147,7 @@ def precompute(
             meter.close()
         if published != users:
             raise IntegrityError(f"{published} of {users} users were published", where=timelines_uri, mend="run the step again")
-        store.publish_fallback(version, catalogue.popular(config.decoding.slate_size, version))
-        store.complete(version, users=published)
-        store.activate(version)
-        store.forget_parts(version)
-        dropped = store.drop_old()
+        dropped = _activate(store, version, published, catalogue.popular(config.decoding.slate_size, version))
     seconds = time.monotonic() - started
     get_logger("precompute").info("slates are active", version=version, users=published, dropped=dropped or None)
     return {
@@ -163,6 +159,15 @@ def precompute(
         "users_per_second": round((published - already) / seconds, 1),
         "dropped": dropped,
     }
+
+
+def _activate(store: SlateStore, version: str, users: int, popular: Slate) -> list[str]:
+    """Let readers see a version that is complete; returns the versions that were dropped."""
+    store.publish_fallback(version, popular)
+    store.complete(version, users=users)
+    store.activate(version)
+    store.forget_parts(version)
+    return store.drop_old()
 
 
 def _parts(timelines_uri: str, batch: int) -> list[dict[str, Any]]:

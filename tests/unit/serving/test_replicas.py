@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -19,6 +18,7 @@ from infra.config import load_config
 from infra.slate_store import Slate, SlateStore
 from serving.app import APP, start
 from tests.fakes import fake_loader, item_id, write_bundle
+from tests.serving import wait_for
 
 PREFIX = "replicas"
 
@@ -44,47 +44,36 @@ def samples(url: str, name: str, **labels: str) -> dict[str, float]:
     return {s.labels["replica"]: s.value for s in found if labels.items() <= s.labels.items()}
 
 
-def wait_for(what: str, condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 30
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.1)
-    return found
-
-
 def test_whichever_replica_is_asked_the_figures_are_of_all(service: str) -> None:
+    asked = 0
+
     def both_answered() -> dict[str, float]:
+        nonlocal asked
         httpx.get(f"{service}/v1/users/ann/slate", timeout=10)  # a connection each, so that both are chosen
+        asked += 1
         by_replica = samples(service, "ray_rankgr_slates_total", source="stored")
         return by_replica if len([n for n in by_replica.values() if n > 0]) == 2 else {}
 
-    names = set(wait_for("an answer of both replicas", both_answered))
+    def answers() -> Counter[tuple[int, int]]:
+        stats = [httpx.get(f"{service}/v1/stats", timeout=10).json() for _ in range(12)]
+        return Counter((one["replicas"], one["by_source"]["stored"]) for one in stats)
+
+    names = set(wait_for(both_answered, "an answer of both replicas"))
     assert {name.partition("#")[0] for name in names} == {"Ingress"}
     for _ in range(20):
         httpx.get(f"{service}/v1/users/ann/slate", timeout=10)
-    total = sum(wait_for("all counts", lambda: settled(lambda: samples(service, "ray_rankgr_slates_total", source="stored"))).values())
-    answers = Counter[tuple[int, int]]()
-    for _ in range(12):
-        stats = httpx.get(f"{service}/v1/stats", timeout=10).json()
-        answers[stats["replicas"], stats["by_source"]["stored"]] += 1
-    assert answers == {(2, int(total)): 12}
+    # Reports of other replicas are kept for a second.
+    wait_for(lambda: answers() == {(2, asked + 20): 12}, "the counts of all replicas, whichever is asked")
     loaded = samples(service, "ray_rankgr_model_loaded", version="v1")
     assert [(name.partition("#")[0], value) for name, value in loaded.items()] == [("Precompute", 1.0)]
     assert samples(service, "ray_rankgr_swaps_total", outcome="refused").popitem()[1] == 0
-
-
-def settled(look: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What is seen twice in more than the second for which reports are kept; empty while it changes."""
-    before = look()
-    time.sleep(1.2)
-    return before if look() == before else {}
 
 
 def test_a_request_keeps_its_name_in_the_logs_of_ingress_and_model(service: str) -> None:
     answer = httpx.post(f"{service}/v1/requests", json={"user_id": "eve"}, headers={"X-Request-ID": "from-the-shop-7"}, timeout=10)
     assert (answer.status_code, answer.headers["X-Request-ID"]) == (202, "from-the-shop-7")
     for deployment, line in (("Ingress", "fresh slate"), ("Precompute", "slates computed")):
-        found = wait_for(f"a line of {deployment}", lambda d=deployment: [t for t in lines_of(d) if "from-the-shop-7" in t])
+        found = wait_for(lambda d=deployment: [t for t in lines_of(d) if "from-the-shop-7" in t], f"a line of {deployment}")
         assert any(line in text for text in found)
 
 
