@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-tools lint format setup setup-dev clean help
+.PHONY: quickstart test test-faults test-tools lint format setup setup-dev clean help
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -16,8 +16,13 @@ quickstart: $(VENV)/.local ## install, then raw logs to served slates on MovieLe
 	@$(BIN)/rankgr quickstart
 
 # Two processes that share two cores: threads of their own would only wait for each other.
-test: $(VENV)/.dev test-tools ## install, then all tests
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test: $(VENV)/.dev test-tools ## install, then the tests
+	@$(PYTEST) --dist loadgroup --ignore tests/fault
+
+test-faults: $(VENV)/.dev ## install, then the tests that interrupt and kill what runs
+	@$(PYTEST) --dist loadfile tests/fault
 
 # What pip does not bring. Without it the tests that need it are skipped and say so; with CI=true they fail.
 BROWSER := chromium-headless-shell fonts-dejavu-core

@@ -190,10 +190,11 @@ def _reread_environment() -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """`ray.init` installs a SIGTERM handler of its own over ours (`infra.local.no_process_left`)."""
+    """`ray.init` installs a SIGTERM handler of its own over ours (`infra.local.no_process_left`), and a debugger for `breakpoint()`."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        with _environment({"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT", "")}):
+            yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
