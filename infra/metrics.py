@@ -7,10 +7,15 @@ so that one dashboard fits both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import prometheus_client as prometheus
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as PrometheusMetric
+from prometheus_client.utils import floatToGoString
 
 PREFIX = "ray_"
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -44,7 +49,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 class Meter:
-    """Counts what happens in one process.
+    """Counts what happens in one process, in one thread; so cheaply that a request which takes a tenth of a millisecond can be counted.
 
     Args:
         to_ray: hand everything to Ray's exporter too; only in a process of a Ray cluster.
@@ -52,28 +57,34 @@ class Meter:
 
     def __init__(self, *, to_ray: bool = False) -> None:
         self.registry = prometheus.CollectorRegistry()
-        self._local: dict[str, Any] = {}
+        self._values: dict[str, dict[tuple[str, ...], float]] = {}
+        self._histograms: dict[str, _Histogram] = {}
         for name, metric in METRICS.items():
-            options: dict[str, Any] = {"buckets": metric.buckets} if metric.kind == "histogram" else {}
-            kind = {"counter": prometheus.Counter, "gauge": prometheus.Gauge, "histogram": prometheus.Histogram}[metric.kind]
-            self._local[name] = kind(PREFIX + name, metric.meaning, metric.tags, registry=self.registry, **options)
+            if metric.kind == "histogram":
+                self._histograms[name] = _Histogram(metric.buckets)
+            else:
+                self._values[name] = {} if metric.tags else {(): 0.0}
         self._ray = {name: _ray_metric(name, metric) for name, metric in METRICS.items()} if to_ray else {}
+        self.registry.register(self)  # which then asks `collect`
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
         """Add to a counter."""
-        self._of(name, tags).inc(amount)
+        values, key = self._values[name], tuple(tags[tag] for tag in METRICS[name].tags)
+        values[key] = values.get(key, 0.0) + amount
         if self._ray:
             self._ray[name].inc(amount, tags)
 
-    def observe(self, name: str, value: float) -> None:
-        """Put a value into a histogram."""
-        self._local[name].observe(value)
+    def observe(self, name: str, *values: float) -> None:
+        """Put values into a histogram."""
+        self._histograms[name].add(values)
         if self._ray:
-            self._ray[name].observe(value)
+            metric = self._ray[name]
+            for value in values:
+                metric.observe(value)
 
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge."""
-        self._of(name, tags).set(value)
+        self._values[name][tuple(tags[tag] for tag in METRICS[name].tags)] = float(value)
         if self._ray:
             self._ray[name].set(value, tags)
 
@@ -81,8 +92,36 @@ class Meter:
         """All metrics of this process in Prometheus' text format."""
         return prometheus.generate_latest(self.registry)
 
-    def _of(self, name: str, tags: Mapping[str, str]) -> Any:
-        return self._local[name].labels(**tags) if tags else self._local[name]
+    def collect(self) -> Iterator[PrometheusMetric]:
+        """All metrics, as Prometheus' client wants them."""
+        for name, metric in METRICS.items():
+            if metric.kind == "histogram":
+                yield self._histograms[name].family(PREFIX + name, metric.meaning)
+                continue
+            family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(
+                PREFIX + name, metric.meaning, labels=metric.tags
+            )
+            for tags, value in self._values[name].items():
+                family.add_metric(tags, value)
+            yield family
+
+
+class _Histogram:
+    """How many values lie below each bound and not below the one before, the last without bound; and their sum."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, values: Iterable[float]) -> None:
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += value
+
+    def family(self, name: str, meaning: str) -> PrometheusMetric:
+        family, below = HistogramMetricFamily(name, meaning), accumulate(self._counts)
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        family.add_metric([], list(zip(bounds, below, strict=True)), self._sum)
+        return family
 
 
 def _ray_metric(name: str, metric: Metric) -> Any:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
+from starlette.types import Receive, Scope, Send
 
 from infra.errors import ConfigError, DataError, RankGRError, ServiceError
 from infra.event_stream import Event
@@ -32,8 +33,10 @@ from serving.models import (
     errors,
     event_of,
 )
+from serving.plain_slate import JSON, PATH, Lookup, PlainSlate
 from serving.request_id import RequestId
-from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
+from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval
+from serving.slate_json import Answer, SlateAnswer
 from serving.stats import Stats, StatsAnswer
 
 _PAGE = Path(__file__).parent / "page.html"
@@ -52,6 +55,16 @@ class Trigger(Protocol):
     def start(self, user_id: str, version: str) -> None:
         """Start computing a user's slate of a version, and return before it is done."""
         ...
+
+
+class Api(FastAPI):
+    """FastAPI behind the one route that goes without it; Ray Serve looks for the routes of a FastAPI."""
+
+    plain: PlainSlate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self.plain(scope, receive, send)
 
 
 def create_api(
@@ -82,15 +95,17 @@ def create_api(
             await intake.writer.close()
 
     counts = stats or Stats(Meter())
-    api = FastAPI(title="RankGR", lifespan=lifespan)
+    api = Api(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
     api.add_middleware(RequestId)  # outermost
     api.add_exception_handler(RankGRError, _our_error)
     api.add_exception_handler(RequestValidationError, _bad_input)
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
+    look_up = _counted(retrieval, counts)
+    api.plain = PlainSlate(super(Api, api).__call__, look_up, default_k=min(DEFAULT_K, slate_size), max_k=slate_size)
+    api.include_router(_slates(retrieval, look_up, slate_size, bearer))
     api.include_router(_operations(retrieval, counts))
-    api.include_router(_slates(retrieval, counts, slate_size, bearer))
     api.include_router(_intake(retrieval, counts, intake, trigger, bearer))
     return api
 
@@ -122,26 +137,32 @@ def _operations(retrieval: Retrieval, counts: Stats) -> APIRouter:
     return api
 
 
-def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[Any]) -> APIRouter:
-    """What is read: slates, histories, items."""
-    api = APIRouter()
-
-    async def counted(user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
+def _counted(retrieval: Retrieval, counts: Stats) -> Lookup:
+    async def look_up(user_ids: Sequence[str], k: int, segment: str = "") -> list[Answer]:
         start = time.perf_counter()
         answers = await retrieval.slates(user_ids, k, segment)
         counts.answered(answers, time.perf_counter() - start)
         return answers
 
+    return look_up
+
+
+def _slates(retrieval: Retrieval, look_up: Lookup, slate_size: int, bearer: list[Any]) -> APIRouter:
+    """What is read: slates, histories, items. Slates come as JSON from the look-up: their models only describe them."""
+    api = APIRouter()
+
     # `:path` lets ids hold slashes: they are opaque.
-    @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))
+    @api.get(PATH, response_model=SlateAnswer, responses=errors(422, 503))
     async def slate(
         user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size), segment: str = Query("", max_length=200)
-    ) -> SlateAnswer:
-        return (await counted([user_id], k, segment))[0]
+    ) -> Response:
+        (answer,) = await look_up([user_id], k, segment)
+        return Response(answer.body, media_type=JSON)
 
-    @api.post("/v1/slates:batch", responses=errors(401, 422, 503), dependencies=bearer)
-    async def slates(body: BatchRequest) -> BatchAnswer:
-        return BatchAnswer(slates=await counted(body.user_ids, min(body.k, slate_size)))
+    @api.post("/v1/slates:batch", response_model=BatchAnswer, responses=errors(401, 422, 503), dependencies=bearer)
+    async def slates(body: BatchRequest) -> Response:
+        answers = await look_up(body.user_ids, min(body.k, slate_size))
+        return Response(b'{"slates":[%b]}' % b",".join(answer.body for answer in answers), media_type=JSON)
 
     @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))
     async def history(user_id: str) -> HistoryAnswer:

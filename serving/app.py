@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -96,6 +97,15 @@ class LiveService:
     def __init__(self, config: Config, redis_url: str, *, loader: Loader = load_bundle) -> None:
         self.config, self.redis_url, self.loader = config, redis_url, loader
 
+    @cached_property
+    def _model(self) -> Any:
+        """Handle of the model replicas; its router runs beside this thread, which has no event loop, in every mode of Serve."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(MODEL, APP)
+        handle._init(_run_router_in_separate_loop=True)
+        return handle
+
     def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
         """Change which bundle is shown and which ones the model replicas hold, in place; returns when all replicas have seen it."""
         from ray import serve
@@ -105,10 +115,7 @@ class LiveService:
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         """Have slates computed and stored; returns for each what became of it."""
-        from ray import serve
-
-        handle = serve.get_deployment_handle(MODEL, APP)
-        answers = [handle.compute.remote(request) for request in requests]
+        answers = [self._model.compute.remote(request) for request in requests]
         return [self._outcome(answer, request) for request, answer in zip(requests, answers, strict=True)]
 
     def _outcome(self, answer: Any, request: SlateRequest) -> Outcome:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from infra.event_stream import Event, Limits
-from serving.retrieval import SlateAnswer
+from serving.slate_json import SlateAnswer
 
 DEFAULT_K = 20
 MAX_BATCH = 1000

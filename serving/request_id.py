@@ -23,8 +23,7 @@ class RequestId:
         """Pass the request on under its name."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _HEADER), "")
-        request_id = given if _USABLE.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(scope)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -33,3 +32,11 @@ class RequestId:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             return await self.app(scope, receive, named)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The name that the caller gave, if it is usable, else a new one."""
+    for name, value in scope["headers"]:
+        if name == _HEADER and _USABLE.fullmatch(given := value.decode("latin-1")):
+            return given
+    return secrets.token_hex(8)
