@@ -24,7 +24,7 @@ from serving.precompute import Precompute
 APP, MODEL = "rankgr", "Precompute"
 _READY_S = 180.0
 _CODE_VERSION = "1"
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 _REPLICA_CPUS = 0.1  # logical: replicas sleep most of the time and must fit beside a pipeline
 
 
@@ -106,12 +106,17 @@ class LiveService:
         handle._init(_run_router_in_separate_loop=True)
         return handle
 
+    def close(self) -> None:
+        """Let the handle's threads go; they would look for a cluster when this one has ended."""
+        if "_model" in self.__dict__:
+            self._model.shutdown()
+
     def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
         """Change which bundle is shown and which ones the model replicas hold, in place; returns when all replicas have seen it."""
         from ray import serve
 
         app = build_app(self.config, bundle_uri, self.redis_url, version=version, loader=self.loader, held=held)
-        serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)])
+        serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=LOGGING)])
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         """Have slates computed and stored; returns for each what became of it."""
@@ -159,11 +164,11 @@ def start(
         require_port(host, port, setting="serving.port")
     port = port or free_port(host)
     quiet_ray()
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=LOGGING)
     try:
         app = build_app(config, bundle_uri, redis_url, version=version, loader=loader)
         serve.run_many(
-            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)],
+            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=LOGGING)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )

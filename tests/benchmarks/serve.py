@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ def swap(world: World, *, rate: float, before_s: float) -> dict[str, float]:
     from serving.sync import Sync
 
     rate *= LOAD
-    with SlateStore.of(world.config.slate_store, world.redis_url) as store:
-        service = LiveService(world.config, world.redis_url)
+    with ExitStack() as stack, SlateStore.of(world.config.slate_store, world.redis_url) as store:
+        service = stack.enter_context(closing(LiveService(world.config, world.redis_url)))
         sync = Sync(service, store, lambda: world.bundles[1], bundle_uri=world.bundles[0], version=world.versions[0], slate_size=SLATE)
         seconds = before_s + 30
         singles = Client(world.folder, world.url, reads(), seconds, rate=rate, check=True)
