@@ -133,6 +133,7 @@ def _local_cluster(config: ClusterConfig) -> Iterator[str]:
         **{name: value for name, value in _QUIET.items() if name not in os.environ},
     }
     folder = _short_temp_folder()
+    variables |= _haproxy_files(f"{folder}/h")
     with _ray_environment(variables):
         quiet_ray()
         try:
@@ -161,6 +162,19 @@ def _local_cluster(config: ClusterConfig) -> Iterator[str]:
         finally:
             ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _haproxy_files(folder: str) -> dict[str, str]:
+    """Where Ray Serve puts the files of HAProxy, if it is told to use it: by default in one folder for all users of a machine."""
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_FILE": "state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }
+    return {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in files.items()} | {
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder
+    }
 
 
 @contextmanager

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 
 from infra.errors import ConfigError, DataError, IntegrityError
 
@@ -21,6 +20,7 @@ _SLATE_FORMAT, _HISTORY_FORMAT = 1, 3
 _SLATE_HEAD = struct.Struct("<B?qHI")  # format, fresh, computed_at, bytes of the version, items
 _HISTORY_HEAD = struct.Struct("<BIq")  # format, events, until
 _MAX_USER_BYTES = 1024
+_DAMAGE = (struct.error, ValueError)
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,16 @@ def encode_slate(slate: Slate) -> bytes:
 
 def decode_slate(user_id: str, blob: bytes) -> Slate:
     """Inverse of `encode_slate`; raises `IntegrityError` on bytes that are not a slate."""
-    with _decoding(blob, _SLATE_FORMAT):
+    _require_format(blob, _SLATE_FORMAT)
+    try:
         _, fresh, computed_at, version_bytes, count = _SLATE_HEAD.unpack_from(blob)
         scores_at = _SLATE_HEAD.size + version_bytes
         ids_at = scores_at + 4 * count
         scores = np.frombuffer(blob, "<f4", count, scores_at)
         ids = _id_list(blob[ids_at:], count)
         return Slate(user_id, ids, tuple(scores.tolist()), blob[_SLATE_HEAD.size : scores_at].decode(), computed_at, fresh)
+    except _DAMAGE as error:
+        raise _damaged(error) from error
 
 
 def encode_history(history: UserHistory) -> bytes:
@@ -87,26 +90,28 @@ def encode_history(history: UserHistory) -> bytes:
 
 def decode_history(user_id: str, blob: bytes) -> UserHistory:
     """Inverse of `encode_history`; raises `IntegrityError` on bytes that are not a history."""
-    with _decoding(blob, _HISTORY_FORMAT):
+    _require_format(blob, _HISTORY_FORMAT)
+    try:
         _, count, until = _HISTORY_HEAD.unpack_from(blob)
         ids_at = _HISTORY_HEAD.size + count
         return UserHistory(user_id, _id_list(blob[ids_at:], count), tuple(blob[_HISTORY_HEAD.size : ids_at]), until)
+    except _DAMAGE as error:
+        raise _damaged(error) from error
 
 
-@contextmanager
-def _decoding(blob: bytes, expected: int) -> Iterator[None]:
+def _require_format(blob: bytes, expected: int) -> None:
     if blob[:1] != bytes([expected]):
         raise IntegrityError(
             f"a stored blob has format {blob[:1]!r}, not {expected}", mend="run `rankgr precompute` again with this release"
         )
-    try:
-        yield
-    except (struct.error, ValueError, RecursionError) as error:
-        raise IntegrityError(f"a stored blob is damaged: {error}", mend="run `rankgr precompute` again") from error
+
+
+def _damaged(error: Exception) -> IntegrityError:
+    return IntegrityError(f"a stored blob is damaged: {error}", mend="run `rankgr precompute` again")
 
 
 def _id_list(text: bytes, count: int) -> tuple[str, ...]:
-    ids = json.loads(text)
+    ids = orjson.loads(text)
     if not isinstance(ids, list) or not {type(one) for one in ids} <= {str}:
         raise ValueError("what should be a list of ids is none")
     if len(ids) != count:

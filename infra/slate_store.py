@@ -1,7 +1,7 @@
 """Redis (or Valkey) with the slates: one packed blob a user under a model version, the version pointer switched last.
 
 A publisher writes the slates of a version, then the popular fallback, then marks the version complete and only then
-makes it active. A reader fetches the pointer and the slates in one transaction, so it sees one version at a time and
+makes it active. A reader fetches the pointer and the slates in one command, so it sees one version at a time and
 an interrupted publisher changes nothing for it. The near-line half of RankGR's serving (3.4): slates are computed
 ahead of the request and looked up when it comes.
 
@@ -33,6 +33,7 @@ import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from infra.coalesce import Coalescer
 from infra.errors import IntegrityError, ServiceError
 from infra.redis_client import AsyncClient, access_of, client_options, service_error, url_error, without_password
 from infra.sections import SlateStoreConfig
@@ -283,7 +284,7 @@ class SlateStore:
         known = self.active_version()
         for _ in range(_READ_ATTEMPTS):
             with self._errors():
-                current, blobs = self._ask(_read_commands(self.keys, known, user_ids))
+                current, *blobs = self._redis.mget(_names(self.keys, known, user_ids))
             if (found := _settled(known, current, user_ids, blobs)) is not None:
                 return found.intact()
             known = _text_or_none(current)
@@ -301,12 +302,6 @@ class SlateStore:
         with self._errors():
             blob = self._redis.get(self.keys.history(user_id))
         return None if blob is None else decode_history(user_id, blob)
-
-    def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=True)
-        for command in commands:
-            pipe.execute_command(*command)
-        return list(pipe.execute())
 
 
 class AsyncSlateReader(AsyncClient):
@@ -330,6 +325,7 @@ class AsyncSlateReader(AsyncClient):
         super().__init__(url, prefix=prefix, timeout_s=timeout_s, access=access)
         self.ttl_ms = int(ttl_hours * 3_600_000)
         self._known: str | None = None
+        self._reads = Coalescer(self._mget)
 
     @classmethod
     def of(cls, config: SlateStoreConfig, url: str) -> Self:
@@ -352,16 +348,21 @@ class AsyncSlateReader(AsyncClient):
     async def look_up(self, user_ids: Sequence[str]) -> Found:
         """The active slates of some users; one that is damaged keeps nobody else from theirs.
 
-        One round trip: the pointer is read beside the slates of the version seen last, and only where it has moved
-        are they read again.
+        One round trip, shared with whoever asks meanwhile: the pointer is read beside the slates of the version seen last,
+        and only where it has moved are they read again.
         """
         known = self._known
         for _ in range(_READ_ATTEMPTS):
-            current, blobs = await self.ask(_read_commands(self.keys, known, user_ids), atomic=True)
+            current, *blobs = await self._reads.get(_names(self.keys, known, user_ids))
             if (found := _settled(known, current, user_ids, blobs)) is not None:
                 return found
             self._known = known = _text_or_none(current)
         raise _restless(self.url)
+
+    async def _mget(self, names: Sequence[str]) -> Sequence[Any]:
+        async with self._errors():
+            values: Sequence[Any] = await self._redis.mget(names)
+        return values
 
     async def fallback(self, version: str) -> Slate | None:
         """The popular items of a version."""
@@ -378,20 +379,20 @@ class AsyncSlateReader(AsyncClient):
             await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=jittered(self.ttl_ms))
         return True
 
-    async def ask(self, commands: Sequence[tuple[Any, ...]], *, atomic: bool = False) -> list[Any]:
+    async def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Answers to some commands in Redis' own words, in one round trip."""
         async with self._errors():
-            pipe = self._redis.pipeline(transaction=atomic)
+            pipe = self._redis.pipeline(transaction=False)
             for command in commands:
                 pipe.execute_command(*command)
             return list(await pipe.execute())
 
 
-def _read_commands(keys: Keys, known: str | None, user_ids: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Two commands, run as one transaction: the pointer, and the slates under the version that was seen last."""
+def _names(keys: Keys, known: str | None, user_ids: Sequence[str]) -> list[str]:
+    """Keys for one MGET, which is atomic: the pointer, and the slates under the version that was seen last."""
     # Without a version there is nothing to look up, but the ids are checked all the same.
     names = [keys.slate(known or "none", user_id) for user_id in user_ids]
-    return [("GET", keys.active), ("MGET", *names) if known and names else ("ECHO", "")]
+    return [keys.active, *(names if known else ())]
 
 
 def _settled(known: str | None, current: bytes | None, user_ids: Sequence[str], blobs: Any) -> Found | None:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from infra.errors import ConfigError, DataError, RankGRError, ServiceError
 from infra.event_stream import Event
@@ -34,9 +35,11 @@ from serving.models import (
     event_of,
 )
 from serving.page import page_routes
+from serving.plain_slate import JSON, PATH, Lookup, PlainSlate
 from serving.repeats import name_of
 from serving.request_id import RequestId
-from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval, SlateAnswer
+from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval
+from serving.slate_json import Answer, SlateAnswer
 from serving.stats import Reports, Stats, StatsAnswer
 
 _NOT_VALID, _SEE_DOCS = "the request is not valid", "see /docs for its form"
@@ -52,6 +55,16 @@ class Trigger(Protocol):
     def start(self, user_id: str, version: str) -> None:
         """Start computing a user's slate of a version, and return before it is done."""
         ...
+
+
+class Api(FastAPI):
+    """FastAPI behind the one route that goes without it; Ray Serve looks for the routes of a FastAPI."""
+
+    plain: PlainSlate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self.plain(scope, receive, send)
 
 
 def create_api(
@@ -85,7 +98,7 @@ def create_api(
 
     reports = reports or Reports(Stats(Meter()))
     counts = reports.own
-    api = FastAPI(title="RankGR", lifespan=lifespan)
+    api = Api(title="RankGR", lifespan=lifespan)
     if token_digests:
         api.add_middleware(RequireToken, digests=token_digests)
     api.add_middleware(RequestId, echo=echo_request_id)  # outermost
@@ -95,7 +108,11 @@ def create_api(
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
     api.include_router(page_routes(needs_token=bool(token_digests)))
     api.include_router(_operations(retrieval, reports))
-    api.include_router(_slates(retrieval, counts, slate_size, bearer))
+    look_up = _counted(retrieval, counts)
+    api.plain = PlainSlate(
+        super(Api, api).__call__, look_up, default_k=min(DEFAULT_K, slate_size), max_k=slate_size, echo_request_id=echo_request_id
+    )
+    api.include_router(_slates(retrieval, look_up, slate_size, bearer))
     api.include_router(_intake(retrieval, counts, intake, trigger, bearer))
     return api
 
@@ -123,15 +140,19 @@ def _operations(retrieval: Retrieval, reports: Reports) -> APIRouter:
     return api
 
 
-def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[Any]) -> APIRouter:
-    """What is read: slates, histories, items."""
-    api = APIRouter()
-
-    async def counted(user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
+def _counted(retrieval: Retrieval, counts: Stats) -> Lookup:
+    async def look_up(user_ids: Sequence[str], k: int, segment: str = "") -> list[Answer]:
         start = time.perf_counter()
         answers = await retrieval.slates(user_ids, k, segment)
         counts.answered(answers, time.perf_counter() - start)
         return answers
+
+    return look_up
+
+
+def _slates(retrieval: Retrieval, look_up: Lookup, slate_size: int, bearer: list[Any]) -> APIRouter:
+    """What is read: slates, histories, items. Slates come as JSON from the look-up: their models only describe them."""
+    api = APIRouter()
 
     @api.get("/v1/users", responses=errors(401, 422, 503), dependencies=bearer)
     async def users(limit: int = Query(DEFAULT_K, ge=1, le=MAX_USERS)) -> UsersAnswer:
@@ -139,15 +160,17 @@ def _slates(retrieval: Retrieval, counts: Stats, slate_size: int, bearer: list[A
         return UsersAnswer(user_ids=await retrieval.activity.users(await retrieval.reader.active_version(), limit))
 
     # `:path` lets ids hold slashes: they are opaque.
-    @api.get("/v1/users/{user_id:path}/slate", responses=errors(422, 503))
+    @api.get(PATH, response_model=SlateAnswer, responses=errors(422, 503))
     async def slate(
         user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size), segment: str = Query("", max_length=200)
-    ) -> SlateAnswer:
-        return (await counted([user_id], k, segment))[0]
+    ) -> Response:
+        (answer,) = await look_up([user_id], k, segment)
+        return Response(answer.body, media_type=JSON)
 
-    @api.post("/v1/slates:batch", responses=errors(401, 422, 503), dependencies=bearer)
-    async def slates(body: BatchRequest) -> BatchAnswer:
-        return BatchAnswer(slates=await counted(body.user_ids, min(body.k, slate_size)))
+    @api.post("/v1/slates:batch", response_model=BatchAnswer, responses=errors(401, 422, 503), dependencies=bearer)
+    async def slates(body: BatchRequest) -> Response:
+        answers = await look_up(body.user_ids, min(body.k, slate_size))
+        return Response(b'{"slates":[%b]}' % b",".join(answer.body for answer in answers), media_type=JSON)
 
     @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))
     async def history(user_id: str) -> HistoryAnswer:

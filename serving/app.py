@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from serving.precompute import Precompute
 APP, MODEL = "rankgr", "Precompute"
 _READY_S = 180.0
 _CODE_VERSION = "1"
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 _REPLICA_CPUS = 0.1  # logical: replicas sleep most of the time and must fit beside a pipeline
 
 
@@ -96,19 +97,30 @@ class LiveService:
     def __init__(self, config: Config, redis_url: str, *, loader: Loader = load_bundle) -> None:
         self.config, self.redis_url, self.loader = config, redis_url, loader
 
+    @cached_property
+    def _model(self) -> Any:
+        """Handle of the model replicas; its router runs beside this thread, which has no event loop, in every mode of Serve."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(MODEL, APP)
+        handle._init(_run_router_in_separate_loop=True)
+        return handle
+
+    def close(self) -> None:
+        """Let the handle's threads go; they would look for a cluster when this one has ended."""
+        if "_model" in self.__dict__:
+            self._model.shutdown()
+
     def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
         """Change which bundle is shown and which ones the model replicas hold, in place; returns when all replicas have seen it."""
         from ray import serve
 
         app = build_app(self.config, bundle_uri, self.redis_url, version=version, loader=self.loader, held=held)
-        serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)])
+        serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=LOGGING)])
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         """Have slates computed and stored; returns for each what became of it."""
-        from ray import serve
-
-        handle = serve.get_deployment_handle(MODEL, APP)
-        answers = [handle.compute.remote(request) for request in requests]
+        answers = [self._model.compute.remote(request) for request in requests]
         return [self._outcome(answer, request) for request, answer in zip(requests, answers, strict=True)]
 
     def _outcome(self, answer: Any, request: SlateRequest) -> Outcome:
@@ -152,11 +164,11 @@ def start(
         require_port(host, port, setting="serving.port")
     port = port or free_port(host)
     quiet_ray()
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=LOGGING)
     try:
         app = build_app(config, bundle_uri, redis_url, version=version, loader=loader)
         serve.run_many(
-            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=_LOGGING)],
+            [serve.RunTarget(app, name=APP, route_prefix="/", logging_config=LOGGING)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from infra.errors import DataError
 from infra.event_stream import Event, Limits, entry_bytes
-from serving.retrieval import SlateAnswer
+from serving.slate_json import SlateAnswer
 
 DEFAULT_K = 20
 MAX_BATCH = 1000

@@ -28,8 +28,7 @@ class RequestId:
         """Pass the request on under its name."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _HEADER), "")
-        request_id = given if _USABLE.fullmatch(given) else secrets.token_hex(8)
+        request_id = request_id_of(scope)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -38,3 +37,9 @@ class RequestId:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             return await self.app(scope, receive, named if self.echo else send)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The name that the caller gave, if it is usable, else a new one."""
+    given = next((str(value, "latin-1") for name, value in scope["headers"] if name == _HEADER), "")
+    return given if _USABLE.fullmatch(given) else secrets.token_hex(8)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from pydantic import BaseModel
 
@@ -19,33 +18,9 @@ from infra.errors import DataError, RankGRError, ServiceError
 from infra.logs import get_logger
 from infra.metrics import Meter
 from infra.slate_store import AsyncSlateReader, Found, Slate
+from serving.slate_json import Answer, SlateWriter, Source
 
-Source = Literal["fresh", "stored", "stale", "popular", "fallback"]
 _REST_S = 1.0  # after a failure Redis is left alone for this long, so that a dead one costs one time-out a second, not one a request
-
-
-class RankedItem(BaseModel):
-    """An item of a slate."""
-
-    item_id: str
-    title: str
-    score: float
-
-
-class SlateAnswer(BaseModel):
-    """A slate as it is sent, and where it comes from.
-
-    `fresh`: computed after a request for it, lately; `stored`: computed before; `stale`: so long ago that it is being computed
-    anew; `popular`: there is none for this user; `fallback`: popular items too, because the store does not answer, or what it
-    keeps for this user is damaged.
-    """
-
-    user_id: str
-    items: list[RankedItem]
-    model_version: str
-    computed_at: int
-    age_s: float
-    source: Source
 
 
 class HistoryEvent(BaseModel):
@@ -110,10 +85,10 @@ class Retrieval:
 
     def take(self, catalogue: Catalogue | None, version: str) -> None:
         """Show items of another bundle from now on."""
-        self.catalogue, self._version = catalogue, version
+        self.catalogue, self._version, self._writer = catalogue, version, SlateWriter(catalogue)
         self._popular = {"": catalogue.popular(self._slate_size, version)} if catalogue else {}
 
-    async def slate(self, user_id: str, k: int, segment: str = "") -> SlateAnswer:
+    async def slate(self, user_id: str, k: int, segment: str = "") -> Answer:
         """The best k items for a user.
 
         Args:
@@ -127,7 +102,7 @@ class Retrieval:
         """
         return (await self.slates([user_id], k, segment))[0]
 
-    async def slates(self, user_ids: Sequence[str], k: int, segment: str = "") -> list[SlateAnswer]:
+    async def slates(self, user_ids: Sequence[str], k: int, segment: str = "") -> list[Answer]:
         """The best k items for each user, all of one version; see `slate`."""
         found = await self._look_up(user_ids)
         if found is not None and all(user_id in found.slates for user_id in user_ids):
@@ -135,7 +110,7 @@ class Retrieval:
         popular = await self._fallback(segment, found)
         return [self._answer_or(popular, user_id, found, k) for user_id in user_ids]
 
-    def _answer_or(self, popular: Slate, user_id: str, found: Found | None, k: int) -> SlateAnswer:
+    def _answer_or(self, popular: Slate, user_id: str, found: Found | None, k: int) -> Answer:
         """A user's slate, or popular items."""
         if found is None:
             return self._answer(user_id, popular, k, "fallback")
@@ -223,21 +198,13 @@ class Retrieval:
             self._fallbacks = {version: published}
         return published
 
-    def _answer(self, user_id: str, slate: Slate, k: int, source: Source | None = None) -> SlateAnswer:
+    def _answer(self, user_id: str, slate: Slate, k: int, source: Source | None = None) -> Answer:
         age_s = max(time.time() - slate.computed_at / 1000, 0.0)
         if source is None:
             source = "stale" if age_s > self._stale_s else "fresh" if slate.fresh and age_s <= self._fresh_s else "stored"
         if source == "stale" and self.revalidate is not None:
             self.revalidate(user_id, slate.model_version)
-        ranked = zip(slate.item_ids[:k], slate.scores, strict=False)
-        return SlateAnswer(
-            user_id=user_id,
-            items=[RankedItem(item_id=item, title=self._title(item), score=score) for item, score in ranked],
-            model_version=slate.model_version,
-            computed_at=slate.computed_at,
-            age_s=round(age_s, 3),
-            source=source,
-        )
+        return self._writer.answer(user_id, slate, k, age_s=age_s, source=source)
 
     def _title(self, item_id: str) -> str:
         item = self.catalogue.get(item_id) if self.catalogue else None

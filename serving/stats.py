@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from infra.logs import get_logger
 from infra.metrics import Meter, text_of
-from serving.retrieval import SlateAnswer
+from serving.slate_json import Answer
 
 _LATEST = 2000
 _HITS = ("fresh", "stored", "stale")
@@ -66,14 +66,17 @@ class Stats:
         self._sources: Counter[str] = Counter()
         self._latest: deque[float] = deque(maxlen=_LATEST)
 
-    def answered(self, answers: Sequence[SlateAnswer], seconds: float) -> None:
+    def answered(self, answers: Sequence[Answer], seconds: float) -> None:
         """Count the answers of one request that took some seconds."""
         self._latest.append(seconds)
         self.meter.observe("rankgr_slate_seconds", seconds)
+        sources: dict[str, int] = {}
         for answer in answers:
-            self._sources[answer.source] += 1
-            self.meter.count("rankgr_slates", source=answer.source)
-            self.meter.observe("rankgr_slate_age_seconds", answer.age_s)
+            sources[answer.source] = sources.get(answer.source, 0) + 1
+        for source, slates in sources.items():
+            self._sources[source] += slates
+            self.meter.count("rankgr_slates", slates, source=source)
+        self.meter.observe("rankgr_slate_age_seconds", *(answer.age_s for answer in answers))
         self._version = answers[-1].model_version
 
     def report(self) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -24,8 +24,14 @@ from pipelines.local_run import latest_run, local_services, redis_url
 _WAKE_S = 0.5
 
 
-def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Serve the champion's slates over HTTP until Ctrl-C.
+def serve(
+    write_config: Annotated[str | None, typer.Option("--write-config", metavar="FILE", help="Write a file for `serve deploy`.")] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Serve the champion's slates over HTTP until Ctrl-C, or write the file with which a Ray cluster does.
 
     Example: `rankgr serve --set serving.port=9000`, then `curl localhost:9000/v1/users/1/slate?k=5`
     """
@@ -33,12 +39,17 @@ def serve(config: ConfigFile = None, preset: Preset = None, overrides: Overrides
     from components.retriever.bundle import verified_version
     from serving.app import start
     from serving.auth import token_digests
+    from serving.deploy import serve_file
 
     settings = settings_of(config, preset, overrides)
     bundle = _champion(settings)
     token_digests(settings.serving)
     if dry_run:
-        announce(settings, [f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"])
+        what = f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"
+        announce(settings, [what if write_config is None else f"write {write_config}, which has Ray {what}"])
+        return
+    if write_config is not None:
+        storage.write_bytes(write_config, serve_file(settings, bundle).encode())
         return
     version = verified_version(bundle)
     settings = with_bundle_settings(settings, bundle)
@@ -110,10 +121,8 @@ def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
         return found.bundle_uri if found else None
 
     url, size = redis_url(settings), settings.decoding.slate_size
-    with SlateStore.of(settings.slate_store, url) as store:
-        sync = Sync(
-            LiveService(settings, url), store, champion, bundle_uri=bundle, version=version, slate_size=size, verify=verified_version
-        )
+    with SlateStore.of(settings.slate_store, url) as store, closing(LiveService(settings, url)) as service:
+        sync = Sync(service, store, champion, bundle_uri=bundle, version=version, slate_size=size, verify=verified_version)
         with in_step(sync, settings.serving.sync_minutes * 60):
             yield
 
