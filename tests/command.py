@@ -1,12 +1,15 @@
-"""The `rankgr` command as a user runs it: a process of its own, with services of its own."""
+"""The `rankgr` command as a user runs it: a process of its own, with services of its own; or its work alone, in this process."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 COMMAND = [sys.executable, "-c", "from pipelines.cli import main; main()"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +26,25 @@ def rankgr(*arguments: str, folder: Path, timeout: float = 500) -> subprocess.Co
     return subprocess.run(
         [*COMMAND, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def rankgr_here(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, where torch is imported already: for commands that start no services."""
+    from pipelines.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, environment(), clear=True),
+        mock.patch.object(sys, "argv", ["rankgr", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    return subprocess.CompletedProcess(arguments, int(code or 0), out.getvalue(), err.getvalue())
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ SETTINGS = (
     "decoding.users_per_batch=32",
 )
 MAX_PENDING, INGRESSES = 8, 2
-OUTAGE_S = 4.0
+OUTAGE_S = 10.0
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import re
 
 from infra import storage
-from tests.command import Finished, rankgr
+from tests.command import Finished, rankgr, rankgr_here
 from tests.logs import SETTINGS
 
 STEPS = ["evaluation", "gate", "precompute", "release", "semantic_ids", "sessions", "training"]
@@ -70,6 +70,6 @@ def test_recommend_decodes_a_slate_without_any_service(finished: Finished) -> No
 
 
 def test_an_unknown_user_is_named(finished: Finished) -> None:
-    done = rankgr("recommend", "nobody", folder=finished.folder)
+    done = rankgr_here("recommend", "nobody", folder=finished.folder)
     assert done.returncode == 3
     assert "user 'nobody' is not in the logs" in done.stderr

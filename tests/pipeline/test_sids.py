@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from tests.command import Finished, rankgr
+from tests.command import Finished, rankgr, rankgr_here
 from tests.logs import SETTINGS
 
 
@@ -50,49 +50,49 @@ def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace
     assert len({tuple(row["codes"]) for row in sids}) == len(sids) == 41
     published = rankgr("precompute", "--preset", "tiny", folder=workspace)
     assert published.returncode == 0, published.stderr[-2000:]
-    slates = rankgr("recommend", "u1", "-k", "41", "--preset", "tiny", "--set", "decoding.exclude_seen=false", folder=workspace)
+    slates = rankgr_here("recommend", "u1", "-k", "41", "--preset", "tiny", "--set", "decoding.exclude_seen=false", folder=workspace)
     assert "new-1" in slates.stdout, slates.stdout + slates.stderr[-2000:]
 
 
 def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: Finished) -> None:
     add = ("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"))
-    grown = rankgr(*add, folder=workspace).stdout.strip().splitlines()[-1]
+    grown = rankgr_here(*add, folder=workspace).stdout.strip().splitlines()[-1]
     again = rankgr("run", *finished.arguments[1:7], *SETTINGS, folder=workspace)
     assert again.returncode == 0, again.stderr[-2000:]
     (record,) = (workspace / ".rankgr/runs").glob(f"{latest(workspace)}/release.step.json")
     assert storage.read_json(str(record))["uri"] == grown
-    assert "nothing new" in rankgr(*add, folder=workspace).stdout
+    assert "nothing new" in rankgr_here(*add, folder=workspace).stdout
 
 
 def test_items_are_not_added_to_the_champion_of_another_workspace(workspace: Path) -> None:
     for record in (workspace / ".rankgr/runs").glob("*/release.step.json"):
         record.unlink()
-    added = rankgr("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"), folder=workspace)
+    added = rankgr_here("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"), folder=workspace)
     assert added.returncode == 3
     assert "the champion is of no run of this workspace" in added.stderr
 
 
 def test_options_before_the_subcommand_are_refused(tmp_path: Path) -> None:
-    shown = rankgr("sids", "--preset", "tiny", "plan", "--count", "10", folder=tmp_path)
+    shown = rankgr_here("sids", "--preset", "tiny", "plan", "--count", "10", folder=tmp_path)
     assert shown.returncode == 2
     assert "options stand before the subcommand" in shown.stderr
 
 
 def test_items_that_are_all_known_change_nothing(workspace: Path) -> None:
-    added = rankgr("sids", "add", "--items", new_items(workspace, "sku-01,Known,shelf 0"), folder=workspace)
+    added = rankgr_here("sids", "add", "--items", new_items(workspace, "sku-01,Known,shelf 0"), folder=workspace)
     assert added.returncode == 0
     assert "nothing new: the champion has all 1 items" in added.stdout
 
 
 def test_a_new_item_given_twice_is_left_out_with_its_reason(workspace: Path) -> None:
     rows = ("new-1,A thing,shelf 1", "new-1,Another,shelf 2")
-    added = rankgr("sids", "add", "--items", new_items(workspace, *rows), folder=workspace)
+    added = rankgr_here("sids", "add", "--items", new_items(workspace, *rows), folder=workspace)
     assert added.returncode == 0, added.stderr[-2000:]
     assert "left out, the item id occurs twice" in added.stderr
 
 
 def test_a_plan_says_passes_and_memory(tmp_path: Path) -> None:
-    shown = rankgr("sids", "plan", "--count", "10000000", "--dims", "64", "--set", "semantic_ids.workers=4", folder=tmp_path)
+    shown = rankgr_here("sids", "plan", "--count", "10000000", "--dims", "64", "--set", "semantic_ids.workers=4", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert "10,000,000 items x 64 dimensions" in shown.stdout
     assert re.search(r"passes over the items\s*│\s*54", shown.stdout)
