@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from components.semantic_ids.shards import KEPT_BYTES, Ints, Matrix, Shard, add_up
+from components.semantic_ids.shards import KEPT_BYTES, Ints, Matrix, Shard, add_up, picked
 from infra import storage
-from infra.errors import ConfigError, DataError
+from infra.errors import ConfigError, DataError, ServiceError
 
 _HEADER = 256  # bytes of a file that are sure to tell its shape
 
@@ -52,6 +52,9 @@ class _Worker:
     def one(self, shard: int, method: str, *arguments: Any) -> Any:
         return getattr(self._shards[shard], method)(*arguments)
 
+    def together(self, compute: Callable[[Matrix], Any], rows: Mapping[int, Ints]) -> Any:
+        return compute(picked(self._shards, rows))
+
 
 @dataclass
 class RayShards:
@@ -87,6 +90,17 @@ class RayShards:
         ends = np.cumsum(self._counts)
         actor = int(np.searchsorted(ends, shard, side="right"))
         return results_of([self._actors[actor].one.remote(shard - int(ends[actor] - self._counts[actor]), method, *arguments)])[0]
+
+    def together(self, compute: Callable[[Matrix], Any], rows: Mapping[int, Ints]) -> list[Any]:
+        """A call for each actor that has such rows; features do not travel."""
+        (shared,) = _shared([compute])
+        ends = np.cumsum(self._counts)
+        calls = []
+        for actor, first, end in zip(self._actors, ends - self._counts, ends, strict=True):
+            own = {shard - int(first): numbers for shard, numbers in rows.items() if first <= shard < end}
+            if own:
+                calls.append(actor.together.remote(shared, own))
+        return results_of(calls)
 
 
 @contextmanager
@@ -154,7 +168,11 @@ def _shared(arguments: Sequence[Any]) -> list[Any]:
 
 
 def results_of(calls: Sequence[Any]) -> list[Any]:
-    """What calls of actors return; an error of ours is raised as it is."""
+    """What calls of actors return; an error of ours is raised as it is.
+
+    Raises:
+        ServiceError: an actor died.
+    """
     import ray
 
     from infra.cluster import unwrap
@@ -162,4 +180,8 @@ def results_of(calls: Sequence[Any]) -> list[Any]:
     try:
         return list(ray.get(list(calls)))
     except Exception as error:
-        raise unwrap(error) from error
+        ours = unwrap(error)
+        if ours is error and isinstance(error, ray.exceptions.RayActorError):
+            mend = "run again; if memory was short, set more workers on more nodes, or fewer on this one"
+            raise ServiceError(f"a worker died: {error}", where="semantic_ids.workers", mend=mend) from error
+        raise ours from error

@@ -6,7 +6,7 @@ D their width, K codewords.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -115,6 +115,7 @@ class Shard:
         """
         self._load, self._keep = load, keep
         self._left: Matrix | None = None
+        self._held: Matrix | None = None
         self._levels: list[tuple[Codes, Matrix]] = []
         self._codes = np.empty(0, np.int32)
         self._slack = np.empty(0, np.float32)
@@ -131,7 +132,15 @@ class Shard:
 
     def pick(self, rows: Ints) -> Matrix:
         """Those rows."""
-        return self.residual()[rows]
+        return (self.residual() if self._held is None else self._held)[rows]
+
+    def hold(self, held: bool) -> None:
+        """Have the rows in memory for many small picks, or no longer."""
+        self._held = self.residual() if held else None
+
+    def apply(self, compute: Callable[[Matrix], Any], rows: Ints | None = None) -> Any:
+        """What `compute` makes of all rows, or of those."""
+        return compute(self.residual() if rows is None else self.pick(rows))
 
     def assign(self, codebook: Codebook, runner_up: bool) -> tuple[npt.NDArray[np.float64], Ints, Ints]:
         """Give each row its cheapest codeword; returns sums_KD and counts_K of the clusters and how many rows changed theirs."""
@@ -223,6 +232,15 @@ class Shards(Protocol):
         """Call a method of one shard."""
         ...
 
+    def together(self, compute: Callable[[Matrix], Any], rows: Mapping[int, Ints]) -> list[Any]:
+        """What `compute` makes of the rows that a process has, all of them at once; the results of those that have any.
+
+        Args:
+            compute: of rows_nD, in the order of the shards, to what is sent back.
+            rows: numbers of rows, by shard. Processes have consecutive shards, so that results of rows join in this order.
+        """
+        ...
+
 
 class LocalShards:
     """Shards in this process, worked on by threads; results do not depend on how many there are."""
@@ -251,6 +269,10 @@ class LocalShards:
         """A call for each."""
         return list(self._results(method, arguments))
 
+    def together(self, compute: Callable[[Matrix], Any], rows: Mapping[int, Ints]) -> list[Any]:
+        """One process, one result."""
+        return [compute(picked(self._shards, rows))]
+
     def _results(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         calls = list(zip(self._shards, arguments, strict=True))
         # The order of sums in a matrix product, and with it near ties, would change with the number of BLAS threads.
@@ -269,12 +291,22 @@ def split(rows: npt.NDArray[Any], sizes: Ints) -> list[npt.NDArray[Any]]:
 
 def sample_rows(shards: Shards, most: int, rng: np.random.Generator) -> tuple[Ints, Matrix]:
     """So many random rows, or all of them: their numbers, rising, and rows_nD."""
+    chosen, parts = chosen_rows(shards, most, rng)
+    return chosen, np.concatenate(shards.each("pick", [(part,) for part in parts]))
+
+
+def chosen_rows(shards: Shards, most: int, rng: np.random.Generator) -> tuple[Ints, list[Ints]]:
+    """Numbers of so many random rows, or of all of them, rising; and as numbers within each shard."""
     total = int(shards.sizes.sum())
     chosen = np.sort(rng.choice(total, min(total, most), replace=False))
     ends = np.cumsum(shards.sizes)
     parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    picked = shards.each("pick", [(part - first,) for part, first in zip(parts, ends - shards.sizes, strict=True)])
-    return chosen, np.concatenate(picked)
+    return chosen, [part - first for part, first in zip(parts, ends - shards.sizes, strict=True)]
+
+
+def picked(shards: Sequence[Shard], rows: Mapping[int, Ints]) -> Matrix:
+    """Rows of some shards, in the order of the shards."""
+    return np.concatenate([shards[shard].pick(rows[shard]) for shard in sorted(rows)])
 
 
 def add_up(results: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -9,9 +9,11 @@ import pytest
 
 from components.semantic_ids import ray_shards as module
 from components.semantic_ids.quantize import ResidualKMeans
-from components.semantic_ids.ray_shards import ray_shards, write_blocks
+from components.semantic_ids.ray_shards import RayShards, ray_shards, write_blocks
+from components.semantic_ids.rq_vae import RQVAE
 from components.semantic_ids.shards import LocalShards
-from infra.errors import ConfigError, DataError, StorageError
+from infra.errors import ConfigError, DataError, ServiceError, StorageError
+from infra.sections import RqVaeConfig
 
 VECTORS = np.random.default_rng(0).normal(size=(230, 5)).astype(np.float32)
 MANY = np.random.default_rng(1).normal(size=(5000, 16)).astype(np.float32)
@@ -34,6 +36,32 @@ def test_actors_find_the_codes_of_one_process(ray_cluster: str, tmp_path: Path, 
         assert shards.sizes.tolist() == [512] * 9 + [392]
         assert shared.fit(shards).tolist() == codes.tolist()
     np.testing.assert_allclose(shared.tensors()["codebooks"], alone.tensors()["codebooks"], atol=1e-6)
+
+
+def test_actors_train_the_autoencoders_of_one_process(ray_cluster: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    rows, kinds = MANY[:500], ({"codebook": "ema"}, {"codebook": "gradient", "sinkhorn": True})
+    with ray_shards(write_blocks((rows[start : start + 110] for start in range(0, 500, 110)), str(tmp_path)), workers=2) as shards:
+        for kind in kinds:
+            settings = RqVaeConfig(latent_dim=4, hidden_dims=[16], epochs=3, batch=125).model_copy(update=kind)
+            alone, shared = (RQVAE(2, 8, settings, iterations=3) for _ in range(2))
+            assert shared.fit(shards).tolist() == alone.fit(LocalShards(rows, rows=110)).tolist(), kind
+            for name, tensor in alone.tensors().items():
+                np.testing.assert_allclose(shared.tensors()[name], tensor, atol=1e-5, err_msg=f"{kind} {name}")
+
+
+def test_an_actor_that_died_is_told_of(ray_cluster: str, files: list[str]) -> None:
+    with ray_shards(files, workers=2) as shards:
+        kill_one(shards)
+        with pytest.raises(ServiceError, match="worker died") as caught:
+            RQVAE(2, 8, RqVaeConfig(epochs=1)).fit(shards)
+    assert caught.value.where == "semantic_ids.workers"
+
+
+def kill_one(shards: RayShards) -> None:
+    import ray
+
+    ray.kill(shards._actors[1])
 
 
 def test_more_workers_than_files_are_not_started(ray_cluster: str, files: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""RQ-VAE: steps by hand, and what a small one must reach on made-up clusters."""
+"""RQ-VAE: what a small one must reach on made-up clusters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from components.semantic_ids.quantize import codebook_tensors
-from components.semantic_ids.rq_vae import RQVAE, _batches, _evenly, _step, _TrainedCodebooks
+from components.semantic_ids.rq_vae import RQVAE
 from components.semantic_ids.shards import Codebook, Codes, LocalShards, Matrix
 from infra.errors import DataError, TrainingError
 from infra.sections import RqVaeConfig
@@ -51,114 +51,9 @@ def perplexity(column: Codes) -> float:
     return float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
 
 
-def trained_codebooks(codewords: list[list[float]], sizes: list[list[float]] | None = None, **settings: Any) -> _TrainedCodebooks:
-    """Codewords on a line, a list of them for each level."""
-    codewords_MKL = np.array(codewords, np.float32)[:, :, None]
-    sizes_MK = np.ones(codewords_MKL.shape[:2], np.float32) if sizes is None else np.array(sizes, np.float32)
-    return _TrainedCodebooks(codewords_MKL, sizes_MK, SMALL.model_copy(update=settings))
-
-
-def line(*places: float) -> torch.Tensor:
-    return torch.tensor(places, dtype=torch.float32)[:, None]
-
-
 @pytest.fixture(scope="module")
 def trained() -> tuple[RQVAE, Codes]:
     return fitted()
-
-
-# One step of the codebooks, by hand.
-
-
-def test_a_row_becomes_the_sum_of_the_nearest_codeword_of_each_residual() -> None:
-    quantized, _ = trained_codebooks([[0, 10], [-1, 2]]).quantize(line(9.5, 1.8))
-    # 9.5: 10, then -0.5 is nearest to -1; 1.8: 0, then 2.
-    assert quantized[:, 0].tolist() == [9, 2]
-
-
-def test_the_commitment_is_the_weighted_squared_residual_of_every_level() -> None:
-    _, loss = trained_codebooks([[0, 10], [-1, 2]], commitment=0.5).quantize(line(9.5, 1.8))
-    # Left over: -0.5 and 1.8 after the first level, 0.5 and -0.2 after the second.
-    assert loss.item() == pytest.approx(0.5 * ((0.25 + 3.24) / 2 + (0.25 + 0.04) / 2))
-
-
-def test_a_moving_average_goes_its_share_of_the_way_to_the_mean_of_the_rows() -> None:
-    books = trained_codebooks([[0, 10]], [[2, 1]], ema_decay=0.5)
-    books.quantize(line(1, 3))
-    # Two rows a batch before and now: half-way from 0 to their mean, 2. Nobody took 10.
-    assert books.codewords_MKL[0, :, 0].tolist() == [1, 10]
-
-
-def test_a_codeword_that_many_batches_leave_out_stays_where_it_is() -> None:
-    books = trained_codebooks([[0, 10]])
-    for _ in range(3000):
-        books._average(0, line(0.0), torch.tensor([0]))
-    assert books.codewords_MKL[0, :, 0].tolist() == [0, 10]
-
-
-def test_the_codebook_loss_pulls_codewords_towards_their_rows_alone() -> None:
-    books = trained_codebooks([[0, 10]], codebook="gradient", commitment=0)
-    latents = line(1, 3).requires_grad_()
-    _, loss = books.quantize(latents)
-    loss.backward()
-    # d/de of mean((x - e)^2) at e = 0: -2 (1 + 3) / 2.
-    assert books.codewords_MKL.grad[0, :, 0].tolist() == [-4, 0]
-    assert latents.grad.abs().sum() == 0
-
-
-def revive(books: _TrainedCodebooks, *latents: float) -> None:
-    books.revive(lambda: line(*latents).numpy(), np.random.default_rng(0))
-
-
-def test_only_codewords_that_nobody_took_are_revived() -> None:
-    books = trained_codebooks([[0, 100]], codebook="gradient")
-    books.quantize(line(1, 2))
-    revive(books, 3, 3)
-    assert books.codewords_MKL[0, :, 0].tolist() == [0, 3]
-
-
-def test_a_revived_codeword_lies_on_what_its_level_left_over() -> None:
-    books = trained_codebooks([[0, 10], [0, 50]], codebook="gradient")
-    books.quantize(line(0, 10))
-    revive(books, 4, 14)
-    assert books.codewords_MKL[1, :, 0].tolist() == [0, 4]
-
-
-def test_a_codeword_that_was_taken_in_an_earlier_epoch_only_is_revived() -> None:
-    books = trained_codebooks([[0, 10]], codebook="gradient")
-    books.quantize(line(0, 10))
-    revive(books)
-    books.quantize(line(0, 0))
-    revive(books, 3, 3)
-    assert books.codewords_MKL[0, :, 0].tolist() == [0, 3]
-
-
-def test_transport_gives_every_codeword_its_share_of_rows_that_all_prefer_one() -> None:
-    # All are far nearer to 0 than to 10; the last two mind 10 least.
-    places = torch.tensor([0, 0.2, 0.4, 0.6])[:, None]
-    assert _evenly((places - torch.tensor([[0, 10]])) ** 2).tolist() == [0, 0, 1, 1]
-
-
-def test_transport_of_rows_that_are_all_alike_is_no_error() -> None:
-    assert _evenly(torch.zeros(3, 2)).tolist() == [0, 0, 0]
-
-
-def test_the_reconstruction_reaches_the_encoder_through_the_codewords() -> None:
-    network = fitted(epochs=1)[0].network
-    before = network.encoder[0].weight.detach().clone()
-    books = _TrainedCodebooks(np.zeros((1, 2, 8), np.float32), np.ones((1, 2), np.float32), SMALL.model_copy(update={"commitment": 0}))
-    _step(network, books, torch.optim.SGD(network.parameters(), lr=0.1), torch.ones(4, WIDTH), 0)
-    assert not torch.equal(network.encoder[0].weight, before)
-
-
-def test_an_epoch_has_every_row_once_in_batches_across_shards() -> None:
-    rows = np.arange(25, dtype=np.float32)[:, None]
-    batches = list(_batches(LocalShards(rows, rows=10), 4, np.random.default_rng(0)))
-    assert [len(batch) for batch in batches] == [4] * 6 + [1]
-    assert sorted(np.concatenate(batches)[:, 0].tolist()) == rows[:, 0].tolist()
-
-
-# A small one, trained.
 
 
 def test_codes_are_int32_in_range_one_a_level(trained: tuple[RQVAE, Codes]) -> None:
