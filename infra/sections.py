@@ -133,7 +133,7 @@ class SemanticIdConfig(Section):
     rq_vae: RqVaeConfig = RqVaeConfig()
     adapter: AdapterConfig = AdapterConfig()
     workers: int = Field(0, ge=0)
-    """Ray actors that share the items; 0 works in the step's own process."""
+    """Ray actors that share the items; 0 works in the step's own process. Minibatches of `rq_vae` keep eight of them busy at most."""
     earlier: str = ""
     """Folder that an earlier step `semantic_ids` wrote, or a bundle, which knows the items added since: a new fit starts from its
     SIDs, keeps those it can and reports the churn."""

@@ -125,7 +125,7 @@ class RQVAE:
 
     def _first_codebooks(self, features: Shards, before_NM: Codes | None, rng: np.random.Generator) -> TrainedCodebooks:
         """Residual k-means on the latents of a sample."""
-        rows, latents_nL = self._latents(features, max(_SMALLEST_SAMPLE, _SAMPLE_A_CODE * self.codes), rng)
+        rows, latents_nL = self._latents(features, first_sample_size(self.codes), rng)
         quantizer = quantize.ResidualKMeans(self.levels, self.codes, iterations=self.iterations, seed=self.seed)
         codes_nM = quantizer.fit(LocalShards(latents_nL), before_NM=None if before_NM is None else before_NM[rows])
         counts_MK = np.stack([np.bincount(column, minlength=self.codes) for column in codes_nM.T])
@@ -136,6 +136,11 @@ class RQVAE:
         """So many random rows, or all of them: their numbers, rising, and latents_nL."""
         rows, parts = chosen_rows(features, most, rng)
         return rows, np.concatenate(features.each("apply", [(self.project, part) for part in parts]))
+
+
+def first_sample_size(codes: int) -> int:
+    """On how many rows the first codewords are found, at most."""
+    return max(_SMALLEST_SAMPLE, _SAMPLE_A_CODE * codes)
 
 
 def _width_and_scale(features: Shards) -> tuple[int, float]:

@@ -118,8 +118,6 @@ def plan(
     from components.semantic_ids.plan import plan_of
 
     settings = settings_of(config, preset, overrides)
-    if settings.semantic_ids.quantizer == "rq_vae":
-        raise ConfigError("the plan is for the k-means quantizers", mend="--set semantic_ids.quantizer=balanced_rq_kmeans")
     console.print(f"{items:,} items x {dims} dimensions, {settings.semantic_ids.quantizer}", highlight=False)
     table = Table()
     table.add_column("what")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.semantic_ids.plan import plan_of
-from infra.sections import SemanticIdConfig
+from infra.sections import RqVaeConfig, SemanticIdConfig
 
 SETTINGS = SemanticIdConfig(levels=3, codes=1024, iterations=10, workers=4)
 
@@ -52,3 +52,27 @@ def test_what_fits_is_kept_and_read_once() -> None:
 def test_memory_of_a_worker_hardly_grows_with_the_items() -> None:
     small, large = (plan_of(items, 64, SETTINGS).worker_bytes for items in (10_000_000, 20_000_000))
     assert large - small == 4 * 2_500_000 * 5  # codes alone
+
+
+AUTOENCODER = SETTINGS.model_copy(update={"quantizer": "rq_vae", "rq_vae": RqVaeConfig(hidden_dims=[128], epochs=20, batch=4096)})
+WEIGHTS, CODEWORDS = 2 * (64 * 128 + 128 * 32), 3 * 1024 * 32
+
+
+def test_an_autoencoder_reads_the_items_at_most_twice_an_epoch() -> None:
+    plan = plan_of(10_000_000, 64, AUTOENCODER)
+    assert plan.passes == 2 * 20 + 3
+    assert plan.read_bytes == 43 * 10_000_000 * 64 * 4
+    a_row = 20 * (6 * WEIGHTS + 2 * CODEWORDS) + WEIGHTS + 2 * CODEWORDS
+    assert plan.tera_operations == pytest.approx(10_000_000 * a_row / 1e12)
+
+
+def test_a_worker_of_an_autoencoder_has_its_share_of_eight_shards_and_of_a_minibatch() -> None:
+    small, large = (plan_of(items, 64, AUTOENCODER).worker_bytes for items in (10_000_000, 20_000_000))
+    assert plan_of(10_000_000, 64, AUTOENCODER).shard_rows == 2 * 8192
+    open_shards, activations, distances = 3 * 8192 * 64, 2 * 8192 * 128, 1024 * 2 * 1024
+    assert small == large == 4 * (open_shards + activations + distances + 3 * (WEIGHTS + CODEWORDS))
+
+
+def test_the_latents_of_an_autoencoder_lie_in_a_file() -> None:
+    more = plan_of(10_000_000, 64, AUTOENCODER).file_bytes - plan_of(10_000_000, 64, SETTINGS).file_bytes
+    assert more == 10_000_000 * 32 * 4
