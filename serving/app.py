@@ -120,16 +120,19 @@ class LiveService:
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         """Have slates computed and stored; returns for each what became of it."""
-        answers = [self._model.compute.remote(request) for request in requests]
-        return [self._outcome(answer, request) for request, answer in zip(requests, answers, strict=True)]
+        size = self.config.decoding.users_per_batch
+        batches = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
+        answers = [self._model.refresh.remote(batch) for batch in batches]
+        return [outcome for batch, answer in zip(batches, answers, strict=True) for outcome in self._outcomes(answer, batch)]
 
-    def _outcome(self, answer: Any, request: SlateRequest) -> Outcome:
+    def _outcomes(self, answer: Any, batch: Sequence[SlateRequest]) -> list[Outcome]:
         try:
-            outcome: Outcome = answer.result(timeout_s=max(request.deadline - time.time(), 0.0))
-        except Exception as error:  # of this user, or of a replica that died: the others go on
-            get_logger("sync").warning("a slate could not be computed", reason=(str(error).splitlines() or [repr(error)])[0])
-            return "failed"
-        return outcome
+            outcomes: list[Outcome] = answer.result(timeout_s=max(batch[0].deadline - time.time(), 0.0))
+        except Exception as error:  # of this batch, or of a replica that died: the others go on
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            get_logger("sync").warning("slates could not be computed", users=len(batch), reason=reason)
+            return ["failed"] * len(batch)
+        return outcomes
 
 
 @contextmanager

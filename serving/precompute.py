@@ -7,11 +7,15 @@ slate is ever stored under a version other than that of the weights which comput
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +58,7 @@ class Precompute:
         self.reader = AsyncSlateReader.of(self.config.slate_store, redis_url)
         self.activity, self.meter = UserActivity(self.reader), Meter(MODEL, to_ray=to_ray)
         self.log = get_logger("precompute")
+        self._behind = ThreadPoolExecutor(1, "behind", initializer=give_way)  # for what nobody waits for
         batching: Any = self.compute
         batching.set_max_batch_size(self.config.decoding.users_per_batch)
         batching.set_batch_wait_timeout_s(self.config.serving.batch_wait_ms / 1000)
@@ -104,6 +109,10 @@ class Precompute:
         """Called with one request at a time, batched by Serve."""
         return await self.answer(requests)
 
+    async def refresh(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        """Slates that nobody waits for: as `compute`, some at once, while nothing else wants the processor."""
+        return await self.answer(requests)
+
     async def answer(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         """Compute and store slates; returns for each request what became of it."""
         models, now = self.models, time.time()
@@ -127,7 +136,7 @@ class Precompute:
         """Compute and store the slates of some users, of which some were asked for; returns for each whether it was stored."""
         histories = await asyncio.gather(*map(self.activity.history, users))
         decoding, start = self.config.decoding, time.monotonic()
-        slates = await asyncio.to_thread(
+        work = partial(
             slates_of,
             model.bundle,
             users,
@@ -137,9 +146,20 @@ class Precompute:
             recommender=model.recommender,
             fresh=on_request,
         )
+        pool = None if on_request else self._behind
+        slates = await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
         self.meter.observe("rankgr_batch_users", len(users))
         self.meter.observe("rankgr_batch_seconds", time.monotonic() - start)
         return list(await asyncio.gather(*map(self.reader.put, slates)))
+
+
+def give_way() -> None:
+    """Have this thread run while no other of the machine wants to (SCHED_IDLE of Linux; elsewhere it runs as any other).
+
+    After a swap the slates of all users are computed anew: readers on the same processors must not notice.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _indices(history: UserHistory, index: Mapping[str, int]) -> tuple[list[int], list[int]]:

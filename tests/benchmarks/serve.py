@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import version
@@ -144,11 +145,13 @@ def swap(world: World, *, rate: float, before_s: float) -> dict[str, float]:
         wrong = _wrong(one, world, store)
     before, during = one.between(start - before_s + 2, start), one.between(start, end)
     after = one.between(end, one.at.max())
-    failed, mixed = one.failed() + many.failed(), wrong + int(many.mixed.sum()) + _gone_back(one)
+    failures = Counter(status for part in (one, many) for status in part.status.tolist() if status != 200)
+    failed, mixed = failures.total(), wrong + int(many.mixed.sum()) + _gone_back(one)
     rows = [[name, f"{len(part.at):,}", f"{part.percentile(50):.1f} ms", f"{part.percentile(99):.1f} ms"]
             for name, part in (("before", before), ("during", during), ("after", after)) if len(part.at)]  # fmt: skip
     table(
-        f"Swap of weights and {USERS:,} slates in {end - start:.1f} s at {rate:,.0f} requests/s; failed {failed}, mixed {mixed}",
+        f"Swap of weights and {USERS:,} slates in {end - start:.1f} s at {rate:,.0f} requests/s; "
+        f"failed {failed} (by status {dict(failures)}), mixed {mixed}",
         ["time", "requests", "p50", "p99"], rows,
     )  # fmt: skip
     return {"swap_failed": failed, "swap_mixed": mixed, "swap_added_p99": during.percentile(99) / before.percentile(99) - 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from infra import storage
 from infra.config import load_config
 from infra.errors import IntegrityError, ServiceError
 from infra.slate_store import Slate, SlateStore
+from serving import precompute
 from serving.flights import Outcome, SlateRequest
 from serving.precompute import Precompute
 from serving.sync import Sync, in_step
@@ -82,6 +84,29 @@ def test_only_what_somebody_asked_for_is_called_fresh(valkey: str) -> None:
             "bob": True,
             "eve": True,
         }
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads give way on Linux alone")
+def test_only_what_nobody_waits_for_gives_way_to_all_other_work(valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_active(valkey, "v1")
+    policies, slates_of = [], precompute.slates_of
+
+    def seen(*given: Any, **named: Any) -> Any:
+        policies.append(os.sched_getscheduler(0))
+        return slates_of(*given, **named)
+
+    monkeypatch.setattr(precompute, "slates_of", seen)
+
+    async def story() -> None:
+        replica = Precompute(CONFIG.to_json(), valkey, load, to_ray=False)
+        await replica.reconfigure({"b/v1": "v1"})
+        by_sync = ask("ann", "v1")._replace(fresh=False)
+        assert await replica.refresh([by_sync]) == ["stored"]
+        assert await replica.answer([by_sync, ask("bob", "v1")]) == ["stored"] * 2
+        await replica.reader.close()
+
+    asyncio.run(story())
+    assert policies == [os.SCHED_IDLE, os.SCHED_OTHER]
 
 
 def test_a_damaged_history_keeps_nobody_else_from_a_slate(valkey: str) -> None:
