@@ -323,7 +323,8 @@ class ServingConfig(Section):
     port: int = Field(8000, ge=0, le=65535)
     """0 takes a free port."""
     retrieval_replicas: int = Field(1, ge=1)
-    precompute_min_replicas: int = Field(1, ge=1)
+    precompute_min_replicas: int = Field(1, ge=0)
+    """With 0 replicas start when they are asked for something, and the first early requests wait for them."""
     precompute_max_replicas: int = Field(2, ge=1)
     batch_wait_ms: float = Field(5.0, ge=0)
     """How long a precompute replica waits for more users before it computes."""

@@ -103,7 +103,9 @@ def _served_users(settings: Config, records: Mapping[str, StepResult], *, outsid
 
     bundle = storage.join(records["release"].uri, "bundle")
     version = records["release"].metadata["version"]
-    free = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": 0})})
+    # What is stored is read, nothing is computed: no model replica is waited for.
+    serving = settings.serving.model_copy(update={"port": 0, "precompute_min_replicas": 0})
+    free = settings.model_copy(update={"serving": serving})
     examples = storage.read_json(storage.join(records["evaluation"].uri, "examples.json"))
     own_cluster = not (settings.cluster.address or outside_ray)
     service = start(free, bundle, redis_url(settings), version=version, ends_with_cluster=own_cluster)
