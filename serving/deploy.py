@@ -3,8 +3,8 @@
     rankgr serve --write-config serve.yaml     # the champion of this workspace, as configured
     serve deploy serve.yaml                    # to a running Ray cluster; `serve run serve.yaml` beside a terminal
 
-Bundle and Redis must be within the cluster's reach, and secrets in its environment. Deployed again with another bundle, the
-replicas stay and swap the weights in place; slates of the new version come from `rankgr precompute`, before or after.
+Bundle and Redis must be within the cluster's reach, and secrets in its environment. Deployed again with another bundle, Ray
+Serve replaces the replicas, for the arguments have changed; slates of the new version come from `rankgr precompute`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ from infra.local import valkey as run_valkey
 from infra.sections import ClusterConfig
 from tests.command import Finished, rankgr
 from tests.logs import COLUMNS, write_log
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and what they start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ONCE = ("finished", "ray_cluster")
 """Fixtures that take long to make: their tests run in one of the processes of `make test`, which then makes them once."""
