@@ -7,16 +7,12 @@ a port of its own. All give the names below the prefix `ray_`, counters the suff
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import prometheus_client as prometheus
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from infra.local import free_port, require_port
 from infra.logs import get_logger
@@ -84,8 +80,8 @@ TRAINER: Mapping[str, Metric] = {
 METRICS: Mapping[str, Metric] = {**INGRESS, **MODEL, **TRAINER}
 
 
-class Meter(Collector):
-    """Counts what happens in one process, in one thread; so cheaply that a request which takes a tenth of a millisecond can be counted.
+class Meter:
+    """Counts what happens in one process.
 
     Args:
         metrics: that this process counts.
@@ -94,35 +90,31 @@ class Meter(Collector):
 
     def __init__(self, metrics: Mapping[str, Metric] = INGRESS, *, to_ray: bool = False) -> None:
         self.registry = prometheus.CollectorRegistry()
-        self._metrics = metrics
-        self._values: dict[str, dict[tuple[str, ...], float]] = {}
-        self._histograms: dict[str, _Histogram] = {}
+        self._local: dict[str, Any] = {}
         for name, metric in metrics.items():
-            if metric.kind == "histogram":
-                self._histograms[name] = _Histogram(metric.buckets)
-            else:
-                self._values[name] = dict.fromkeys(((value,) for value in metric.known) if metric.tags else ((),), 0.0)
+            options: dict[str, Any] = {"buckets": metric.buckets} if metric.kind == "histogram" else {}
+            kind = {"counter": prometheus.Counter, "gauge": prometheus.Gauge, "histogram": prometheus.Histogram}[metric.kind]
+            self._local[name] = kind(PREFIX + name, metric.meaning, metric.tags, registry=self.registry, **options)
+            for value in metric.known:
+                self._local[name].labels(value)
         self._ray = {name: _ray_metric(name, metric) for name, metric in metrics.items()} if to_ray else {}
-        self.registry.register(self)  # which then asks `collect`
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
         """Add to a counter."""
-        values, key = self._values[name], tuple(tags[tag] for tag in self._metrics[name].tags)
-        values[key] = values.get(key, 0.0) + amount
+        self._of(name, tags).inc(amount)
         if self._ray:
             self._ray[name].inc(amount, tags)
 
     def observe(self, name: str, *values: float) -> None:
         """Put values into a histogram."""
-        self._histograms[name].add(values)
-        if self._ray:
-            metric = self._ray[name]
-            for value in values:
-                metric.observe(value)
+        for histogram in (self._local[name], self._ray.get(name)):
+            if histogram is not None:
+                for value in values:
+                    histogram.observe(value)
 
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge."""
-        self._values[name][tuple(tags[tag] for tag in self._metrics[name].tags)] = float(value)
+        self._of(name, tags).set(value)
         if self._ray:
             self._ray[name].set(value, tags)
 
@@ -134,36 +126,8 @@ class Meter(Collector):
         """All metrics of this process in Prometheus' text format."""
         return prometheus.generate_latest(self.registry)
 
-    def collect(self) -> Iterator[prometheus.Metric]:
-        """All metrics, as Prometheus' client wants them."""
-        for name, metric in self._metrics.items():
-            if metric.kind == "histogram":
-                yield self._histograms[name].family(PREFIX + name, metric.meaning)
-                continue
-            family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(
-                PREFIX + name, metric.meaning, labels=metric.tags
-            )
-            for tags, value in self._values[name].items():
-                family.add_metric(tags, value)
-            yield family
-
-
-class _Histogram:
-    """How many values lie below each bound and not below the one before, the last without bound; and their sum."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0
-
-    def add(self, values: Iterable[float]) -> None:
-        for value in values:
-            self._counts[bisect_left(self._bounds, value)] += 1
-            self._sum += value
-
-    def family(self, name: str, meaning: str) -> prometheus.Metric:
-        family, below = HistogramMetricFamily(name, meaning), accumulate(self._counts)
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        family.add_metric([], list(zip(bounds, below, strict=True)), self._sum)
-        return family
+    def _of(self, name: str, tags: Mapping[str, str]) -> Any:
+        return self._local[name].labels(**tags) if tags else self._local[name]
 
 
 def _ray_metric(name: str, metric: Metric) -> Any:
