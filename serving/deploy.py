@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.precompute.job import with_bundle_settings
-from infra import storage
+from components.retriever.bundle import verified_version
 from infra.config import Config, load_config
 from infra.errors import ConfigError
 from serving.app import APP, LOGGING, build_app
@@ -57,8 +58,9 @@ def build(args: dict[str, Any]) -> Any:
     redis_url = target.redis_url or os.environ.get(REDIS_URL, "")
     if not redis_url:
         raise ConfigError("no Redis is named", where="args.redis_url", mend=f"write it into the file, or set {REDIS_URL} in the cluster")
+    version = verified_version(target.bundle)
     config = with_bundle_settings(load_config(base=target.settings), target.bundle)
-    return build_app(config, target.bundle, redis_url, version=storage.open_committed(target.bundle).digest[:12])
+    return build_app(config, target.bundle, redis_url, version=version)
 
 
 def serve_file(config: Config, bundle_uri: str) -> str:
@@ -74,7 +76,8 @@ def serve_file(config: Config, bundle_uri: str) -> str:
     token_digests(config.serving)
     sections = config.model_dump(mode="json", include={"serving", "slate_store", "streaming"})
     redis_url = sections["slate_store"].pop("url")
-    target = Target(bundle=bundle_uri, redis_url="" if "@" in redis_url else redis_url, settings=sections)
+    is_public = not (urlsplit(redis_url).username or urlsplit(redis_url).password or urlsplit(redis_url).query)
+    target = Target(bundle=bundle_uri, redis_url=redis_url if is_public else "", settings=sections)
     content: Mapping[str, Any] = {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.serving.host, "port": config.serving.port},

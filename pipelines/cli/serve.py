@@ -50,6 +50,7 @@ def serve(
         return
     if write_config is not None:
         storage.write_bytes(write_config, serve_file(settings, bundle).encode())
+        sys.stdout.write(f"{write_config} is written; next: serve deploy {write_config}\n")
         return
     version = verified_version(bundle)
     settings = with_bundle_settings(settings, bundle)

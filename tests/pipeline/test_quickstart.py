@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+
+import yaml
 
 from infra import storage
 from tests.command import Finished, rankgr, rankgr_here
@@ -67,6 +70,15 @@ def test_recommend_decodes_a_slate_without_any_service(finished: Finished) -> No
     done = rankgr("recommend", "u1", "-k", "4", folder=finished.folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Thing number") == 4
+
+
+def test_the_file_for_serve_deploy_names_the_champion(finished: Finished, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    written = rankgr_here("serve", "--write-config", str(file), folder=finished.folder)
+    assert written.returncode == 0, written.stderr
+    assert f"serve deploy {file}" in written.stdout
+    (application,) = yaml.safe_load(file.read_text())["applications"]
+    assert storage.exists(storage.join(application["args"]["bundle"], "model.safetensors"))
 
 
 def test_an_unknown_user_is_named(finished: Finished) -> None:

@@ -73,8 +73,9 @@ def until(condition: Callable[[], bool], otherwise: str) -> None:
         time.sleep(0.02)
 
 
-def test_secrets_stay_out_of_the_file(tmp_path: Path) -> None:
-    written = yaml.safe_load(serve_file(load_config(overrides=["slate_store.url=redis://:hidden@host:1/0"]), str(tmp_path)))
+@pytest.mark.parametrize("url", ["redis://:hidden@host:1/0", "redis://host:1/0?password=hidden"])
+def test_secrets_stay_out_of_the_file(url: str, tmp_path: Path) -> None:
+    written = yaml.safe_load(serve_file(load_config(overrides=[f"slate_store.url={url}"]), str(tmp_path)))
     assert "hidden" not in str(written)
     assert written["applications"][0]["args"]["redis_url"] == ""
 
