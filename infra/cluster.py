@@ -172,9 +172,9 @@ def _haproxy_files(folder: str) -> dict[str, str]:
         "SERVER_STATE_FILE": "state",
         "METRICS_SOCKET_PATH": "metrics.sock",
     }
-    return {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in files.items()} | {
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder
-    }
+    places = {f"RAY_SERVE_HAPROXY_{name}": f"{folder}/{file}" for name, file in files.items()}
+    places["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"] = folder
+    return {name: place for name, place in places.items() if name not in os.environ}
 
 
 @contextmanager

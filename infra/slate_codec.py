@@ -74,6 +74,8 @@ def decode_slate(user_id: str, blob: bytes) -> Slate:
         scores_at = _SLATE_HEAD.size + version_bytes
         ids_at = scores_at + 4 * count
         scores = np.frombuffer(blob, "<f4", count, scores_at)
+        if np.isnan(scores).any():
+            raise ValueError("a score is no number")
         ids = _id_list(blob[ids_at:], count)
         return Slate(user_id, ids, tuple(scores.tolist()), blob[_SLATE_HEAD.size : scores_at].decode(), computed_at, fresh)
     except _DAMAGE as error:

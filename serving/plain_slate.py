@@ -1,6 +1,6 @@
 """The one request that must be fast, answered before the framework: a user's slate, asked for plainly.
 
-Only what cannot be wrong is taken: a valid `k` or none, no segment, an id of usual length. All else, and whatever fails, goes on
+Only what is asked for rightly is taken: a valid `k` or none, no segment. All else, and whatever fails, goes on
 to the route that FastAPI documents, which answers the same.
 """
 
@@ -14,7 +14,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.errors import RankGRError
-from serving.request_id import request_id_of
+from serving.request_id import HEADER, request_id_of
 from serving.slate_json import Answer
 
 PATH = "/v1/users/{user_id:path}/slate"  # `:path` lets ids hold slashes: they are opaque
@@ -57,13 +57,14 @@ class PlainSlate:
         try:
             (answer,) = await self._look_up([asked[0]], asked[1])
         except RankGRError:
+            scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] != HEADER), (HEADER, request_id.encode())]
             return False
         headers = [
             (b"content-type", JSON.encode()),
             (b"content-length", b"%d" % len(answer.body)),
         ]
         if self._echo:
-            headers.append((b"x-request-id", request_id.encode()))
+            headers.append((HEADER, request_id.encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer.body})
         return True

@@ -9,7 +9,7 @@ import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_HEADER = b"x-request-id"
+HEADER = b"x-request-id"
 _USABLE = re.compile(r"[A-Za-z0-9._-]{1,128}")  # nothing that could forge a line of a log
 
 
@@ -41,5 +41,5 @@ class RequestId:
 
 def request_id_of(scope: Scope) -> str:
     """The name that the caller gave, if it is usable, else a new one."""
-    given = next((str(value, "latin-1") for name, value in scope["headers"] if name == _HEADER), "")
+    given = next((str(value, "latin-1") for name, value in scope["headers"] if name == HEADER), "")
     return given if _USABLE.fullmatch(given) else secrets.token_hex(8)

@@ -25,7 +25,8 @@ class SlateAnswer(BaseModel):
     """A slate as it is sent, and where it comes from.
 
     `fresh`: computed after a request for it, lately; `stored`: computed before; `stale`: so long ago that it is being computed
-    anew; `popular`: there is none for this user; `fallback`: popular items too, because the store does not answer.
+    anew; `popular`: there is none for this user; `fallback`: popular items too, because the store does not answer, or what it
+    keeps for this user is damaged.
     """
 
     user_id: str

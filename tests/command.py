@@ -44,7 +44,7 @@ def rankgr_here(*arguments: str, folder: Path) -> subprocess.CompletedProcess[st
             main()
         except SystemExit as ended:
             code = ended.code
-    return subprocess.CompletedProcess(arguments, int(code or 0), out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each has services of its own in a folder of its own (Valkey, Ray Serve, registry
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,8 @@ def _platform(config: Config, stage: Stage, *, learns: bool, records: Mapping[st
             trainer = stack.enter_context(champion_trainer(config, registry, redis_url, storage.join(config.workspace, "streaming")))
             store = stack.enter_context(SlateStore.of(config.slate_store, redis_url))
             size = config.decoding.slate_size
-            sync = Sync(LiveService(config, redis_url), store, _champion_of(registry), bundle_uri=uri, version=version, slate_size=size)
+            service = stack.enter_context(closing(LiveService(config, redis_url)))
+            sync = Sync(service, store, _champion_of(registry), bundle_uri=uri, version=version, slate_size=size)
         size = min(simulation.slate_size, config.decoding.slate_size)
         yield LivePlatform(client, slate_size=size, patience_s=config.serving.deadline_s, trainer=trainer, sync=sync)
 

@@ -52,6 +52,11 @@ def test_bytes_that_are_no_slate_are_refused(noise: bytes, cut: int) -> None:
             decode_slate("u", blob)
 
 
+def test_a_score_that_is_no_number_is_damage() -> None:
+    with pytest.raises(IntegrityError, match="no number"):
+        decode_slate("u", encode_slate(Slate("u", ("a", "b"), (1.0, float("nan")), "v1", 1)))
+
+
 def test_a_version_is_seen_only_once_it_is_complete_and_active(store: SlateStore) -> None:
     assert store.active_version() is None
     assert store.get("ann") is None

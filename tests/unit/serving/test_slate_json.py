@@ -9,13 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.responses import PlainTextResponse
 
 from infra.errors import ServiceError
 from infra.slate_store import Slate
 from serving.plain_slate import PlainSlate
+from serving.request_id import request_id_of
 from serving.slate_json import Answer, RankedItem, SlateAnswer, SlateWriter
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
@@ -75,9 +78,24 @@ def test_what_fails_is_left_to_the_framework() -> None:
     assert ask("/v1/users/ann/slate", look_up).status_code == 404
 
 
-def ask(target: str, look_up: Any) -> httpx.Response:
+def test_the_framework_goes_on_under_the_name_that_the_request_was_given() -> None:
+    named: list[str] = []
+
+    async def look_up(user_ids: Sequence[str], k: int, segment: str = "") -> list[Answer]:
+        named.append(structlog.contextvars.get_contextvars()["request_id"])
+        raise ServiceError("no slates")
+
+    async def framework(scope: Any, receive: Any, send: Any) -> None:
+        named.append(request_id_of(scope))
+        await PlainTextResponse("")(scope, receive, send)
+
+    ask("/v1/users/ann/slate", look_up, framework)
+    assert named[0] == named[1]
+
+
+def ask(target: str, look_up: Any, framework: Any = None) -> httpx.Response:
     async def run() -> httpx.Response:
-        app: Any = PlainSlate(FastAPI(), look_up, default_k=3, max_k=10)
+        app: Any = PlainSlate(framework or FastAPI(), look_up, default_k=3, max_k=10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.get(target)
 
