@@ -10,11 +10,11 @@ import asyncio
 import contextvars
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +31,8 @@ from infra.metrics import MODEL, Meter
 from infra.slate_store import AsyncSlateReader, UserHistory
 from serving.flights import Outcome, SlateRequest
 from serving.stats import Report, replica_name
+
+_NICEST = 19
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Precompute:
         return await self.answer(requests)
 
     async def refresh(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
-        """Slates that nobody waits for: as `compute`, some at once, while nothing else wants the processor."""
+        """Slates that nobody waits for: as `compute`, some at once, behind everything else."""
         return await self.answer(requests)
 
     async def answer(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
@@ -155,13 +157,13 @@ class Precompute:
 
 
 def give_way() -> None:
-    """Have this thread run while no other of the machine wants to (SCHED_IDLE of Linux; elsewhere it runs as any other).
+    """Have this thread yield to others of the machine, on Linux, where threads have a niceness of their own.
 
-    After a swap the slates of all users are computed anew: readers on the same processors must not notice.
+    After a swap the slates of all users are computed anew, and readers on the same processors come first. Not SCHED_IDLE: a thread
+    that waits for an idle machine, Python's lock in its hands, would hold up its whole replica.
     """
-    if hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):  # a sandbox may refuse it
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
 
 
 def _indices(history: UserHistory, index: Mapping[str, int]) -> tuple[list[int], list[int]]:
