@@ -58,9 +58,9 @@ def build(args: dict[str, Any]) -> Any:
     redis_url = target.redis_url or os.environ.get(REDIS_URL, "")
     if not redis_url:
         raise ConfigError("no Redis is named", where="args.redis_url", mend=f"write it into the file, or set {REDIS_URL} in the cluster")
-    version = verified_version(target.bundle)
-    config = with_bundle_settings(load_config(base=target.settings), target.bundle)
-    return build_app(config, target.bundle, redis_url, version=version)
+    config = load_config(base=target.settings)
+    version = verified_version(target.bundle)  # before anything of the bundle is read
+    return build_app(with_bundle_settings(config, target.bundle), target.bundle, redis_url, version=version)
 
 
 def serve_file(config: Config, bundle_uri: str) -> str:
