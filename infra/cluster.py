@@ -32,6 +32,7 @@ from infra.sections import ClusterConfig
 _ROOT = Path(__file__).resolve().parent.parent
 _MAX_TEMP_PATH = 40  # Ray adds about 65 characters, a Unix socket's path ends at 107
 _REACH_S = 5.0
+RAYS_NICENESS = 15  # what Ray gives its workers when it is not told
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -40,11 +41,16 @@ _QUIET = {
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[str]:
+def ray_session(config: ClusterConfig, *, niceness: int = RAYS_NICENESS) -> Iterator[str]:
     """Be connected to Ray inside the context; yields the cluster's address.
 
     The cluster is `config.address`, else RAY_ADDRESS, else a local one. Inside a session that is already open nothing
     happens.
+
+    Args:
+        config: of the cluster.
+        niceness: of a local cluster's workers. Where they answer somebody it should be 0: at Ray's own 15 every other process of the
+            machine comes before them, and what is meant to give way to them hardly can.
 
     Raises:
         ServiceError: the cluster cannot be reached, or a local one does not start.
@@ -56,7 +62,7 @@ def ray_session(config: ClusterConfig) -> Iterator[str]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
-        with _local_cluster(config) as address:
+        with _local_cluster(config, niceness) as address:
             yield address
         return
     connect(config)
@@ -116,7 +122,7 @@ def quiet_ray(*, errors_too: bool = False) -> None:
 
 
 @contextmanager
-def _local_cluster(config: ClusterConfig) -> Iterator[str]:
+def _local_cluster(config: ClusterConfig, niceness: int) -> Iterator[str]:
     import ray
 
     variables = {
@@ -124,6 +130,7 @@ def _local_cluster(config: ClusterConfig) -> Iterator[str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray replaces 127.0.0.1 by an address that other machines can reach, unless it believes to be on a desktop.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", str(niceness)),
         # Nobody takes nodes away from a cluster of this machine: a process less.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Requests whose replica dies are repeated by Ray Serve's proxies.

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import UTC, datetime
 
 from infra import storage
-from infra.cluster import ray_session
+from infra.cluster import RAYS_NICENESS, ray_session
 from infra.config import Config
 from infra.errors import RankGRError
 from infra.kfp_run import raise_saved_error
@@ -50,8 +50,15 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def local_services(config: Config, *, redis: bool = True, ray: bool = True) -> Iterator[None]:
-    """Ray and, unless one is configured, a Valkey in the workspace; child processes find both in the environment."""
+def local_services(config: Config, *, redis: bool = True, ray: bool = True, niceness: int = RAYS_NICENESS) -> Iterator[None]:
+    """Ray and, unless one is configured, a Valkey in the workspace; child processes find both in the environment.
+
+    Args:
+        config: where they are.
+        redis: Valkey too.
+        ray: Ray too.
+        niceness: see `infra.cluster.ray_session`.
+    """
     with ExitStack() as stack:
         stack.enter_context(interruptible())
         stack.enter_context(no_process_left())
@@ -63,7 +70,7 @@ def local_services(config: Config, *, redis: bool = True, ray: bool = True) -> I
             with SlateStore.of(config.slate_store, redis_url(config)) as store:  # now rather than after an hour of training
                 store.ping()
         if ray:
-            stack.enter_context(ray_session(config.cluster))
+            stack.enter_context(ray_session(config.cluster, niceness=niceness))
         yield
 
 

@@ -21,8 +21,8 @@ from serving.flights import Outcome, SlateRequest
 from serving.ingress import Ingress
 from serving.precompute import Precompute
 
-APP, MODEL = "rankgr", "Precompute"
-_READY_S = 180.0
+APP, MODEL, INGRESS = "rankgr", "Precompute", "Ingress"
+_READY_S, _SHOW_S = 180.0, 30.0
 _CODE_VERSION = "1"
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 _REPLICA_CPUS = 0.1  # logical: replicas sleep most of the time and must fit beside a pipeline
@@ -68,16 +68,16 @@ def build_app(
                 user_config=dict(held or {bundle_uri: version}),
             )
         ).bind(config_json, redis_url, loader)
+    # Without a `user_config`: a replica that takes a new one counts as not running, and HAProxy would be restarted without it.
     return _in_place(
         serve.deployment(
             serve.ingress()(Ingress),
-            name="Ingress",
+            name=INGRESS,
             num_replicas=settings.retrieval_replicas,
             ray_actor_options=options,
             max_ongoing_requests=1000,
-            user_config={"uri": bundle_uri or "", "version": version},
         )
-    ).bind(config_json, redis_url, model, token_digests(settings))
+    ).bind(config_json, redis_url, model, token_digests(settings), bundle_uri or "", version)
 
 
 def _in_place(deployment: Any) -> Any:
@@ -99,24 +99,32 @@ class LiveService:
 
     @cached_property
     def _model(self) -> Any:
-        """Handle of the model replicas; its router runs beside this thread, which has no event loop, in every mode of Serve."""
-        from ray import serve
+        return _handle(MODEL)
 
-        handle = serve.get_deployment_handle(MODEL, APP)
-        handle._init(_run_router_in_separate_loop=True)
-        return handle
+    @cached_property
+    def _ingress(self) -> Any:
+        return _handle(INGRESS)
 
     def close(self) -> None:
-        """Let the handle's threads go; they would look for a cluster when this one has ended."""
-        if "_model" in self.__dict__:
-            self._model.shutdown()
+        """Let the handles' threads go; they would look for a cluster when this one has ended."""
+        for handle in {"_model", "_ingress"} & self.__dict__.keys():
+            self.__dict__[handle].shutdown()
 
-    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
-        """Change which bundle is shown and which ones the model replicas hold, in place; returns when all replicas have seen it."""
+    def hold(self, bundles: Mapping[str, str]) -> None:
+        """Change which bundles the model replicas hold, in place; returns when all of them have seen it."""
         from ray import serve
 
-        app = build_app(self.config, bundle_uri, self.redis_url, version=version, loader=self.loader, held=held)
+        uri, version = next(iter(bundles.items()))
+        app = build_app(self.config, uri, self.redis_url, version=version, loader=self.loader, held=bundles)
         serve.run_many([serve.RunTarget(app, name=APP, route_prefix="/", logging_config=LOGGING)])
+
+    def show(self, bundle_uri: str, version: str) -> None:
+        """Have all ingress replicas show the items of a bundle; one that has no answer shows those of before."""
+        try:
+            self._ingress.broadcast("show", bundle_uri, version).results(timeout_s=_SHOW_S)
+        except Exception as error:  # none is there, or one hangs
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            get_logger("sync").warning("an ingress replica does not know yet what is served", version=version, reason=reason)
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         """Have slates computed and stored; returns for each what became of it."""
@@ -133,6 +141,15 @@ class LiveService:
             get_logger("sync").warning("slates could not be computed", users=len(batch), reason=reason)
             return ["failed"] * len(batch)
         return outcomes
+
+
+def _handle(deployment: str) -> Any:
+    """Of a deployment; its router runs beside the caller's thread, which has no event loop, in every mode of Serve."""
+    from ray import serve
+
+    handle = serve.get_deployment_handle(deployment, APP)
+    handle._init(_run_router_in_separate_loop=True)
+    return handle
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,12 +35,17 @@ class Ingress:
         redis_url: the slate store.
         precompute: handle of the model replicas; None: there are none.
         token_digests: see `serving.api.create_api`.
+        bundle_uri: whose items are shown until `show` names another; empty: none.
+        version: of it.
     """
 
-    def __init__(self, config_json: str, redis_url: str, precompute: Any, token_digests: Sequence[str]) -> None:
+    def __init__(
+        self, config_json: str, redis_url: str, precompute: Any, token_digests: Sequence[str], bundle_uri: str = "", version: str = ""
+    ) -> None:
         self.config, self.precompute, self.token_digests = Config.from_json(config_json), precompute, token_digests
         settings, store, meter = self.config.serving, self.config.slate_store, Meter(INGRESS, to_ray=True)
         reader = AsyncSlateReader.of(store, redis_url)
+        self.log = get_logger("ingress")
         self.retrieval = Retrieval(
             reader,
             None,
@@ -53,24 +58,35 @@ class Ingress:
             redis_url, prefix=store.prefix, max_length=self.config.streaming.max_length, access=access_of(store, redis_url)
         )
         self.intake = EventIntake(writer, self.retrieval.activity)
-        self.stats, self.log = Stats(meter, replica_name()), get_logger("ingress")
+        self.stats, self.shown = Stats(meter, replica_name()), ""
         self.peers: Any = None
         self.fresh = FreshSlates(
             self._ask, self.retrieval.activity, max_pending=settings.max_pending, deadline_s=settings.deadline_s, meter=meter
         )
         if precompute is not None:
             self.retrieval.revalidate = self.fresh.revalidate
+        if bundle_uri:
+            self._take(self._read(bundle_uri), bundle_uri, version)
 
-    async def reconfigure(self, shown: Mapping[str, str]) -> None:
-        """Show the items of a bundle (`uri`, `version`); one that cannot be read is refused and the old one stays."""
+    async def show(self, bundle_uri: str, version: str) -> None:
+        """Show the items of a bundle from now on; called at a swap, and now and then for replicas that came later.
+
+        One that cannot be read is refused, and the old one stays.
+        """
+        if bundle_uri != self.shown:
+            self._take(await asyncio.to_thread(self._read, bundle_uri), bundle_uri, version)
+
+    def _read(self, bundle_uri: str) -> Catalogue | None:
         try:
-            catalogue = await asyncio.to_thread(Catalogue, shown["uri"]) if shown["uri"] else None
+            return Catalogue(bundle_uri)
         except RankGRError as error:
-            if self.retrieval.catalogue is None:
-                raise
-            self.log.warning("a catalogue was refused, the old one stays", reason=error.what, where=error.where)
-        else:
-            self.retrieval.take(catalogue, shown["version"])
+            self.log.warning("a catalogue was refused, what was shown before stays", reason=error.what, where=error.where)
+            return None
+
+    def _take(self, catalogue: Catalogue | None, bundle_uri: str, version: str) -> None:
+        if catalogue is not None:
+            self.retrieval.take(catalogue, version)
+            self.shown = bundle_uri
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""

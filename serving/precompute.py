@@ -81,7 +81,7 @@ class Precompute:
         held = {model.uri: model for model in self.models.values()}
         start = time.monotonic()
         try:
-            models = [held[uri] if uri in held else await asyncio.to_thread(self._load, uri, version) for uri, version in wanted.items()]
+            models = [held[uri] if uri in held else await self._loaded(uri, version) for uri, version in wanted.items()]
         except Exception as error:
             self.meter.count("rankgr_swaps", outcome="refused")
             if not self.models:
@@ -94,6 +94,10 @@ class Precompute:
         if any(uri not in held for uri in wanted):
             self.meter.count("rankgr_swaps", outcome="done")
             self.meter.observe("rankgr_swap_seconds", time.monotonic() - start)
+
+    async def _loaded(self, uri: str, version: str) -> Loaded:
+        """A bundle, in no haste where others serve meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._behind if self.models else None, self._load, uri, version)
 
     def _load(self, uri: str, version: str) -> Loaded:
         bundle = self.loader(uri)

@@ -41,8 +41,12 @@ def version_of(uri: str) -> str:
 class Service(Protocol):
     """What the loop asks of a running application."""
 
-    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
-        """Show a bundle, hold some (URI -> version); returns when every replica has seen it."""
+    def hold(self, bundles: Mapping[str, str]) -> None:
+        """Have model replicas hold exactly these bundles (URI -> version); returns when every one has seen it."""
+        ...
+
+    def show(self, bundle_uri: str, version: str) -> None:
+        """Have the ingress show the items of a bundle; said again now and then for the sake of replicas that came later."""
         ...
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
@@ -61,6 +65,7 @@ class Sync:
         version: of it.
         slate_size: of the popular items that are published with a version.
         batch: users whose slates are asked for at once.
+        share: of the time in which slates are computed; the rest belongs to those who wait for something.
         verify: returns the version of a bundle, or raises `IntegrityError`.
     """
 
@@ -73,12 +78,14 @@ class Sync:
         bundle_uri: str,
         version: str,
         slate_size: int,
-        batch: int = 32,
+        batch: int = 8,
+        share: float = 1.0,
         verify: Callable[[str], str] = version_of,
     ) -> None:
         self.service, self.store, self.champion = service, store, champion
         self.bundle_uri, self.version = bundle_uri, version
-        self._slate_size, self._batch, self._verify, self._log = slate_size, batch, verify, get_logger("sync")
+        self._slate_size, self._batch, self._share, self._verify = slate_size, batch, share, verify
+        self._log = get_logger("sync")
         self._stop = threading.Event()
 
     def run(self, stop: threading.Event, every_s: float) -> None:
@@ -86,6 +93,7 @@ class Sync:
         self._stop = stop
         due, dealt_with = time.monotonic() + every_s, self.version
         while not stop.wait(min(_LOOK_S, every_s)):
+            self.service.show(self.bundle_uri, self.version)
             shown = self._shown()
             if time.monotonic() < due and shown in (None, dealt_with):
                 continue
@@ -121,7 +129,7 @@ class Sync:
         start, old = time.monotonic(), {self.bundle_uri: self.version}
         version = self._verify(uri)
         self._go_on()
-        self.service.swap(self.bundle_uri, self.version, {**old, uri: version})
+        self.service.hold({**old, uri: version})
         try:
             if self._has_slates(version):
                 self._probe(version)
@@ -133,10 +141,11 @@ class Sync:
                 self.store.activate(version)
         except Exception:
             if not self._stop.is_set():  # or else the service is about to go
-                self.service.swap(self.bundle_uri, self.version, old)
+                self.service.hold(old)
             raise
         self._go_on()
-        self.service.swap(uri, version, {uri: version})
+        self.service.show(uri, version)
+        self.service.hold({uri: version})
         self.bundle_uri, self.version = uri, version
         dropped = self.store.drop_old()
         self._log.info("swapped", version=version, seconds=round(time.monotonic() - start, 1), dropped=dropped or None)
@@ -172,10 +181,11 @@ class Sync:
         try:
             for start in range(0, len(users), self._batch):
                 self._go_on()
-                chunk, deadline = users[start : start + self._batch], time.time() + _REFRESH_DEADLINE_S
+                chunk, deadline, began = users[start : start + self._batch], time.time() + _REFRESH_DEADLINE_S, time.monotonic()
                 outcomes = self.service.compute([SlateRequest(user_id, version, deadline, fresh=False) for user_id in chunk])
                 failed += [user_id for user_id, outcome in zip(chunk, outcomes, strict=True) if outcome != "stored"]
                 meter.advance(len(chunk))
+                self._stop.wait((time.monotonic() - began) * (1 / self._share - 1))
         finally:
             meter.close()
         return failed

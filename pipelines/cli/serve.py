@@ -57,7 +57,7 @@ def serve(
     if settings.serving.port:  # before Ray takes its seconds to start
         require_port(settings.serving.host, settings.serving.port, setting="serving.port")
     with (
-        local_services(settings),
+        local_services(settings, niceness=0),
         start(settings, bundle, redis_url(settings), version=version) as url,
         _in_step(settings, bundle, version),
     ):
@@ -123,7 +123,8 @@ def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
 
     url, size = redis_url(settings), settings.decoding.slate_size
     with SlateStore.of(settings.slate_store, url) as store, closing(LiveService(settings, url)) as service:
-        sync = Sync(service, store, champion, bundle_uri=bundle, version=version, slate_size=size, verify=verified_version)
+        share = settings.serving.refresh_share
+        sync = Sync(service, store, champion, bundle_uri=bundle, version=version, slate_size=size, share=share, verify=verified_version)
         with in_step(sync, settings.serving.sync_minutes * 60):
             yield
 

@@ -133,7 +133,9 @@ def swap(world: World, *, rate: float, before_s: float) -> dict[str, float]:
     rate *= LOAD
     with ExitStack() as stack, SlateStore.of(world.config.slate_store, world.redis_url) as store:
         service = stack.enter_context(closing(LiveService(world.config, world.redis_url)))
-        sync = Sync(service, store, lambda: world.bundles[1], bundle_uri=world.bundles[0], version=world.versions[0], slate_size=SLATE)
+        share = world.config.serving.refresh_share
+        old = {"bundle_uri": world.bundles[0], "version": world.versions[0]}
+        sync = Sync(service, store, lambda: world.bundles[1], **old, slate_size=SLATE, share=share)
         seconds = before_s + 30
         singles = Client(world.folder, world.url, reads(), seconds, rate=rate, check=True)
         several = Client(world.folder, world.url, batches(BATCH), seconds, connections=2, rate=2, check=True)

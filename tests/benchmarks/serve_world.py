@@ -132,7 +132,7 @@ def running(folder: Path) -> Iterator[World]:
     with no_process_left(), valkey(folder / "valkey") as redis_url:
         with SlateStore.of(config.slate_store, redis_url) as store:
             publish(store, config, bundles[0])
-        with ray_session(ClusterConfig(cpus=4)):
+        with ray_session(ClusterConfig(cpus=4), niceness=0):
             from serving.app import start
             from tests.benchmarks.serve_peers import run_echo
 

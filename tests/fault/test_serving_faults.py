@@ -249,12 +249,12 @@ def test_a_bundle_that_is_not_whole_is_refused_by_name_and_the_old_one_serves(
 
     # Damaged after it was verified: replicas do not take it either.
     before = replicas("Precompute")
-    live.swap(**known, held={served.bundle_uri: served.version, bad: version})
+    live.hold({served.bundle_uri: served.version, bad: version})
     try:
         assert served.fresh_slate(client, "u4")["model_version"] == served.version
         assert replicas("Precompute") == before
     finally:
-        live.swap(**known, held={served.bundle_uri: served.version})
+        live.hold({served.bundle_uri: served.version})
 
 
 def test_with_twelve_times_too_many_triggers_user_reads_succeed_and_refusals_are_declared(served: Served) -> None:

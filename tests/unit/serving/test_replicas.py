@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -14,11 +14,12 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra import storage
 from infra.config import load_config
 from infra.slate_store import Slate, SlateStore
-from serving.app import APP, start
+from serving.app import APP, LiveService, start
 from tests.fakes import fake_loader, item_id, write_bundle
-from tests.serving import wait_for
+from tests.serving import replicas, wait_for
 
 PREFIX = "replicas"
 
@@ -85,3 +86,20 @@ def lines_of(deployment: str) -> list[str]:
             if f"{APP}:{deployment}" in " ".join(process.cmdline()[:1]):
                 lines += Path(os.readlink(f"/proc/{process.pid}/fd/2")).read_text(errors="replace").splitlines()
     return lines
+
+
+def test_all_replicas_are_told_in_place_which_bundle_is_shown(service: str, valkey_server: str, tmp_path: Path) -> None:
+    def status_of(item: str) -> set[int]:
+        return {httpx.get(f"{service}/v1/items/{item}", timeout=10).status_code for _ in range(12)}  # a connection each
+
+    old_only, new_only, before = item_id(0), "new-item", replicas("Ingress")
+    uri = f"{write_bundle(tmp_path)}/catalogue.parquet"
+    items = storage.read_table(uri)
+    storage.write_table(items.set_column(1, "item_id", [[new_only, *items["item_id"].to_pylist()[1:]]]), uri)
+    assert (status_of(old_only), status_of(new_only)) == ({200}, {404})
+    with closing(LiveService(load_config(), valkey_server)) as live:
+        live.show(str(tmp_path), "v2")
+        assert (status_of(old_only), status_of(new_only)) == ({404}, {200})
+        live.show(str(tmp_path / "damaged"), "v3")
+        assert status_of(new_only) == {200}
+    assert replicas("Ingress") == before

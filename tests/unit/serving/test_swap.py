@@ -169,16 +169,20 @@ def test_a_bundle_that_is_damaged_or_another_one_is_refused_and_the_old_one_keep
 
 
 class FakeService:
-    """Notes swaps; computes slates at once."""
+    """Notes what is held and shown; computes slates at once."""
 
     def __init__(self, store: SlateStore, fail: bool = False) -> None:
         self.store, self.fail = store, fail
-        self.swaps: list[tuple[str, set[str]]] = []
+        self.held: list[set[str]] = []
+        self.shown: list[str] = []
         self.users: list[str] = []
         self.meanwhile: Callable[[], object] = lambda: None  # happens while slates are computed
 
-    def swap(self, bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
-        self.swaps.append((version, set(held.values())))
+    def hold(self, bundles: Mapping[str, str]) -> None:
+        self.held.append(set(bundles.values()))
+
+    def show(self, bundle_uri: str, version: str) -> None:
+        self.shown.append(version)
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
         self.users += [request.user_id for request in requests]
@@ -214,7 +218,7 @@ def test_a_new_champion_is_taken_over_active_users_first(served: SlateStore, tmp
     service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
     sync = sync_of(served, service, uri)
     assert sync.once()
-    assert service.swaps == [("v1", {"v1", version}), (version, {version})]
+    assert (service.held, service.shown) == ([{"v1", version}, {version}], [version])
     assert service.users[:2] == ["eve", "newcomer"]
     assert sorted(service.users[2:]) == ["ann", "bob"]
     assert served.active_version() == version
@@ -237,7 +241,7 @@ def test_a_version_that_replicas_do_not_hold_is_not_shown_though_its_slates_are_
     served.complete(version, users=0)
     with pytest.raises(ServiceError, match="replicas did not compute 2 slates"):
         sync_of(served, service, uri).once()
-    assert service.swaps[-1] == ("v1", {"v1"})
+    assert (service.held[-1], service.shown) == ({"v1"}, [])
     assert served.active_version() == "v1"
 
 
@@ -255,7 +259,7 @@ def test_a_damaged_champion_changes_nothing(served: SlateStore, tmp_path: Path) 
         stream.write(b"X")
     with pytest.raises(IntegrityError):
         sync_of(served, service, uri).once()
-    assert (service.swaps, served.active_version()) == ([], "v1")
+    assert (service.held, service.shown, served.active_version()) == ([], [], "v1")
     assert not sync_of(served, service, None).once()
 
 
@@ -263,7 +267,7 @@ def test_slates_that_cannot_be_computed_leave_the_old_ones(served: SlateStore, t
     service, (uri, version) = FakeService(served, fail=True), bundle(tmp_path / "new")
     with pytest.raises(ServiceError, match="4 of 4 slates"):
         sync_of(served, service, uri).once()
-    assert service.swaps == [("v1", {"v1", version}), ("v1", {"v1"})]
+    assert (service.held, service.shown) == ([{"v1", version}, {"v1"}], [])
     assert served.active_version() == "v1"
     assert served.users(version) is None
 
@@ -278,7 +282,7 @@ def test_a_champion_that_is_replaced_while_its_slates_are_computed_is_not_shown(
     service.meanwhile = roll_back
     with pytest.raises(ServiceError, match="another version became champion"):
         sync.once()
-    assert (service.swaps[-1], served.active_version()) == (("v1", {"v1"}), "v1")
+    assert (service.held[-1], service.shown, served.active_version()) == ({"v1"}, [], "v1")
     assert not sync.once()
 
 
@@ -288,11 +292,11 @@ def test_a_version_that_somebody_else_shows_is_followed_long_before_the_next_rou
     sync = Sync(service, served, lambda: champions[0], bundle_uri="old", version="v1", slate_size=3)
     followed = threading.Event()
 
-    def swap(bundle_uri: str, version: str, held: Mapping[str, str]) -> None:
-        if list(held) == [uri]:
+    def hold(bundles: Mapping[str, str]) -> None:
+        if list(bundles) == [uri]:
             followed.set()
 
-    service.swap, service.compute = swap, lambda requests: ["stored"] * len(requests)  # type: ignore[method-assign]
+    service.hold, service.compute = hold, lambda requests: ["stored"] * len(requests)  # type: ignore[method-assign]
     with in_step(sync, every_s=3600):
         champions[0] = uri  # as a rollback or a bulk run: the registry first, then the readers
         served.complete(version, users=0)
@@ -313,5 +317,5 @@ def test_at_the_end_a_swap_under_way_is_waited_for_and_goes_no_further(served: S
     with in_step(sync, every_s=0.01):
         assert computing.wait(60)
     assert len(service.users) == 2  # one batch
-    assert service.swaps == [("v1", {"v1", version})]
+    assert (service.held, set(service.shown)) == ([{"v1", version}], {"v1"})
     assert (served.active_version(), served.users(version)) == ("v1", None)
