@@ -32,6 +32,7 @@ from infra.sections import ClusterConfig
 _ROOT = Path(__file__).resolve().parent.parent
 _MAX_TEMP_PATH = 40  # Ray adds about 65 characters, a Unix socket's path ends at 107
 _REACH_S = 5.0
+_NICENESS = "RAY_worker_niceness"
 RAYS_NICENESS = 15  # what Ray gives its workers when it is not told
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -130,7 +131,7 @@ def _local_cluster(config: ClusterConfig, niceness: int) -> Iterator[str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray replaces 127.0.0.1 by an address that other machines can reach, unless it believes to be on a desktop.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", str(niceness)),
+        _NICENESS: os.environ.get(_NICENESS, str(niceness)),
         # Nobody takes nodes away from a cluster of this machine: a process less.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Requests whose replica dies are repeated by Ray Serve's proxies.

@@ -22,6 +22,7 @@ from serving.auth import RequireToken
 from serving.intake import EventIntake, Overloaded
 from serving.models import (
     DEFAULT_K,
+    MAX_SEGMENT,
     MAX_USERS,
     Accepted,
     BatchAnswer,
@@ -162,14 +163,14 @@ def _slates(retrieval: Retrieval, look_up: Lookup, slate_size: int, bearer: list
     # `:path` lets ids hold slashes: they are opaque.
     @api.get(PATH, response_model=SlateAnswer, responses=errors(422, 503))
     async def slate(
-        user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size), segment: str = Query("", max_length=200)
+        user_id: str, k: int = Query(min(DEFAULT_K, slate_size), ge=1, le=slate_size), segment: str = Query("", max_length=MAX_SEGMENT)
     ) -> Response:
         (answer,) = await look_up([user_id], k, segment)
         return Response(answer.body, media_type=JSON)
 
     @api.post("/v1/slates:batch", response_model=BatchAnswer, responses=errors(401, 422, 503), dependencies=bearer)
     async def slates(body: BatchRequest) -> Response:
-        answers = await look_up(body.user_ids, min(body.k, slate_size))
+        answers = await look_up(body.user_ids, min(body.k, slate_size), body.segment)
         return Response(b'{"slates":[%b]}' % b",".join(answer.body for answer in answers), media_type=JSON)
 
     @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))

@@ -16,6 +16,7 @@ MAX_BATCH = 1000
 MAX_USERS = 100
 MAX_EVENTS = 1000
 MAX_EARLY_EVENTS = 200
+MAX_SEGMENT = 200
 _LIMITS = Limits()
 _MAX_ID_BYTES = 1024
 
@@ -36,10 +37,11 @@ class Body(BaseModel):
 
 
 class BatchRequest(Body):
-    """Users whose slates are wanted."""
+    """Users whose slates are wanted; those without one get what is popular in the segment."""
 
     user_ids: list[Id] = Field(min_length=1, max_length=MAX_BATCH)
     k: int = Field(DEFAULT_K, ge=1)
+    segment: str = Field("", max_length=MAX_SEGMENT)
 
 
 class EarlyEvent(Body):

@@ -3,7 +3,8 @@
 The order is what makes it safe. The bundle is verified; model replicas load it beside the old one; slates of users are
 computed under the new version, the most active first, while readers see the old ones; the pointer moves; only then is the
 old bundle let go. Whatever fails on the way, the old version keeps serving and the next round begins again. A version that
-somebody else shows to the readers (a rollback, a bulk run) begins a round at once: model replicas do not hold it yet.
+somebody else shows to the readers (a rollback, a bulk run) begins a round at once: model replicas do not hold it yet. So does
+a start with slates of another version than the champion's.
 """
 
 from __future__ import annotations
@@ -117,14 +118,14 @@ class Sync:
             return None  # readers have their fallback; a round that is due says what is wrong
 
     def once(self) -> bool:
-        """Take over the champion if it is another one; returns whether it was.
+        """Take over the champion unless it is served and shown; returns whether there was something to do.
 
         Raises:
             IntegrityError: its bundle is damaged; nothing has changed.
             ServiceError: its slates could not be computed; the old ones are still shown.
         """
         uri = self.champion()
-        if uri is None or uri == self.bundle_uri:
+        if uri is None or (uri == self.bundle_uri and self.store.active_version() in (None, self.version)):
             return False
         start, old = time.monotonic(), {self.bundle_uri: self.version}
         version = self._verify(uri)

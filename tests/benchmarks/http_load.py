@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
 import zlib
@@ -104,26 +105,31 @@ class Load:
         self._requests = [encode(parts.netloc, *one) for one in job["requests"]]
         self._order = np.random.default_rng(job["seed"]).integers(0, len(self._requests), 1_000_003).tolist()
         self._versions: dict[bytes, int] = {}
-        self._sent = 0
+        self._sent, self._ends = 0, 0.0
 
     async def run(self) -> None:
         """Work, then write what was done."""
-        ends, rate = time.time() + self.job["seconds"], self.job["rate"]
+        self._ends, rate = time.time() + self.job["seconds"], self.job["rate"]
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         with suppress(TimeoutError):
             async with asyncio.timeout(self.job["seconds"] + _PATIENCE_S):
                 if rate is None:
-                    await asyncio.gather(*(self._closed(ends) for _ in range(self.job["connections"])))
+                    await asyncio.gather(*(self._closed() for _ in range(self.job["connections"])))
                 else:
-                    await self._open(ends, rate)
+                    await self._open(rate)
         columns = {name: np.array([getattr(one, name) for one in self.done]) for name in Done._fields}
         np.savez(self.job["out"], versions=np.array([v.decode() for v in self._versions]), **columns)
 
-    async def _closed(self, ends: float) -> None:
+    def _stop(self) -> None:
+        """SIGTERM: nothing more falls due, what is under way is waited for."""
+        self._ends = time.time()
+
+    async def _closed(self) -> None:
         connection = None
-        while (now := time.time()) < ends:
+        while (now := time.time()) < self._ends:
             connection = await self._send(connection, now)
 
-    async def _open(self, ends: float, rate: float) -> None:
+    async def _open(self, rate: float) -> None:
         """As many requests at once as there are connections; what is due meanwhile waits."""
         due, idle = time.time(), asyncio.Queue[Connection | None]()
         for _ in range(self.job["connections"]):
@@ -133,7 +139,7 @@ class Load:
         async def send(connection: Connection | None, at: float) -> None:
             idle.put_nowait(await self._send(connection, at))
 
-        while due < ends:
+        while due < self._ends:
             if (wait := due - time.time()) > 0:
                 await asyncio.sleep(wait)
             tasks.append(asyncio.create_task(send(await idle.get(), due)))

@@ -36,6 +36,7 @@ from tests.benchmarks.serve_world import SLATE, USERS, Client, Measured, World, 
 from tests.benchmarks.timing import announce, console, finish, parse, table
 
 BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 100, 0.7, 10.0, 0.005
+MOST_S, AFTER_S = 300.0, 5.0  # a swap takes at most so long, and is watched a little longer
 
 
 def single(world: World, *, rounds: int, seconds: float) -> dict[str, float]:
@@ -136,13 +137,16 @@ def swap(world: World, *, rate: float, before_s: float) -> dict[str, float]:
         share = world.config.serving.refresh_share
         old = {"bundle_uri": world.bundles[0], "version": world.versions[0]}
         sync = Sync(service, store, lambda: world.bundles[1], **old, slate_size=SLATE, share=share)
-        seconds = before_s + 30
+        seconds = before_s + MOST_S
         singles = Client(world.folder, world.url, reads(), seconds, rate=rate, check=True)
         several = Client(world.folder, world.url, batches(BATCH), seconds, connections=2, rate=2, check=True)
         time.sleep(before_s)
         start = time.time()
         assert sync.once()
         end = time.time()
+        time.sleep(AFTER_S)
+        singles.stop()
+        several.stop()
         one, many = singles.result(), several.result()
         wrong = _wrong(one, world, store)
     before, during = one.between(start - before_s + 2, start), one.between(start, end)

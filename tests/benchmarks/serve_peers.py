@@ -28,12 +28,13 @@ class Echo:
         return Response(await self._redis.get(self._prefix + request.url.path.rpartition("/")[2]))
 
 
-def run_echo(base_url: str, redis_url: str, prefix: str) -> str:
-    """Run it beside the application; returns its URL."""
+def run_echo(base_url: str, redis_url: str, prefix: str, replicas: int) -> str:
+    """Run it beside the application, with as many replicas; returns its URL."""
     from ray import serve
 
     options = {"num_cpus": 0.1}
-    app = serve.deployment(Echo, name="Echo", ray_actor_options=options, max_ongoing_requests=1000).bind(redis_url, prefix)
+    deployment = serve.deployment(Echo, name="Echo", num_replicas=replicas, ray_actor_options=options, max_ongoing_requests=1000)
+    app = deployment.bind(redis_url, prefix)
     logging: Any = {"log_level": "WARNING", "enable_access_log": False}
     serve.run_many([serve.RunTarget(app, name=NAME, route_prefix=f"/{NAME}", logging_config=logging)])
     return f"{base_url}/{NAME}"

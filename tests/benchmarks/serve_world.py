@@ -25,6 +25,7 @@ from infra.sections import ClusterConfig
 from infra.slate_store import SlateStore, UserHistory
 
 ITEMS, USERS, EVENTS, SLATE = 1_682, 1_000, 50, 100
+REPLICAS = 2  # of the ingress and of its peer: one a core
 """Films of MovieLens-100K, about as many users, the model's longest history, items a slate."""
 PREFIX = "rankgr"
 _TOKEN = "RANKGR_TOKEN"  # noqa: S105 - the name of a variable
@@ -40,7 +41,7 @@ def choose_proxy(*, haproxy: bool) -> None:
 
 def settings() -> Config:
     """The quickstart's model with slates of 100."""
-    serving = ["serving.port=0", f"serving.tokens=[env:{_TOKEN}]"]
+    serving = ["serving.port=0", f"serving.retrieval_replicas={REPLICAS}", f"serving.tokens=[env:{_TOKEN}]"]
     return load_config(preset="small", overrides=[*serving, f"decoding.slate_size={SLATE}", "training.threads_per_worker=1"])
 
 
@@ -137,7 +138,7 @@ def running(folder: Path) -> Iterator[World]:
             from tests.benchmarks.serve_peers import run_echo
 
             with start(config, bundles[0], redis_url, version=versions[0], ends_with_cluster=True) as url:
-                echo = run_echo(url, redis_url, f"{PREFIX}:slate:{versions[0]}:")
+                echo = run_echo(url, redis_url, f"{PREFIX}:slate:{versions[0]}:", REPLICAS)
                 yield World(folder, config, redis_url, url, echo, bundles, versions)
 
 
@@ -208,6 +209,10 @@ class Client:
         fields: dict[str, Any] = {"url": url, "requests": list(requests), "seconds": seconds, "connections": connections, "rate": rate}
         job.write_text(json.dumps({**fields, "check": check, "seed": int(name, 16), "out": str(self._out)}), "utf-8")
         self._process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.http_load", str(job)])
+
+    def stop(self) -> None:
+        """Let nothing more fall due."""
+        self._process.terminate()
 
     def result(self) -> Measured:
         """Waits for the end."""

@@ -200,6 +200,10 @@ def test_strangers_of_a_segment_get_what_is_popular_there(valkey: str, tmp_path:
         assert await first("toys") == ["item-28", "item-26"]
         assert await first("books") == ["item-29", "item-27"]
         assert await first("unheard-of") == ["item-07"]
+        asked = {"user_ids": ["eve", "ann"], "k": 2, "segment": "toys"}
+        stranger, known = (await client.post("/v1/slates:batch", json=asked)).json()["slates"]
+        assert [item["item_id"] for item in stranger["items"]] == ["item-28", "item-26"]
+        assert (stranger["source"], known["source"]) == ("popular", "stored")
 
     tell(valkey, catalogue, story)
 

@@ -305,6 +305,14 @@ def test_a_version_that_somebody_else_shows_is_followed_long_before_the_next_rou
     assert sync.version == version
 
 
+def test_a_start_with_slates_of_another_version_computes_those_of_the_champion(served: SlateStore, tmp_path: Path) -> None:
+    service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
+    sync = Sync(service, served, lambda: uri, bundle_uri=uri, version=version, slate_size=3)
+    assert sync.once()
+    assert (sorted(service.users), served.active_version()) == (["ann", "bob", "eve", "newcomer"], version)
+    assert not sync.once()
+
+
 def test_at_the_end_a_swap_under_way_is_waited_for_and_goes_no_further(served: SlateStore, tmp_path: Path) -> None:
     service, (uri, version) = FakeService(served), bundle(tmp_path / "new")
     computing, sync = threading.Event(), sync_of(served, service, uri)
