@@ -101,7 +101,7 @@ BEAUTY: Final = Task(
     log_of=write_beauty,
     variants=("ntp", "rankgr"),  # one level of feedback: there are no lower levels to prefer a purchase to, so LDPO has nothing to do
     exclude_seen=(False, True),
-    sasrec=SASRecSettings(rows_per_batch=32, learning_rate=1e-3, dropout=0.3, epochs=10),
+    sasrec=SASRecSettings(rows_per_batch=64, learning_rate=1e-3, epochs=60),
 )
 KUAIRAND: Final = Task(
     name="kuairand",
