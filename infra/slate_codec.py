@@ -6,6 +6,7 @@ A slate is one packed blob: format byte, flag, time, version, float32 scores, it
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ _SLATE_FORMAT, _HISTORY_FORMAT = 1, 3
 _SLATE_HEAD = struct.Struct("<B?qHI")  # format, fresh, computed_at, bytes of the version, items
 _HISTORY_HEAD = struct.Struct("<BIq")  # format, events, until
 _MAX_USER_BYTES = 1024
-_DAMAGE = (struct.error, ValueError)
+_DAMAGE = (struct.error, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def decode_slate(user_id: str, blob: bytes) -> Slate:
         scores_at = _SLATE_HEAD.size + version_bytes
         ids_at = scores_at + 4 * count
         scores = np.frombuffer(blob, "<f4", count, scores_at)
-        if np.isnan(scores).any():
+        if math.isnan(scores.min(initial=0.0)):  # as soon as one of them is
             raise ValueError("a score is no number")
         ids = _id_list(blob[ids_at:], count)
         return Slate(user_id, ids, tuple(scores.tolist()), blob[_SLATE_HEAD.size : scores_at].decode(), computed_at, fresh)
@@ -114,8 +115,9 @@ def _damaged(error: Exception) -> IntegrityError:
 
 def _id_list(text: bytes, count: int) -> tuple[str, ...]:
     ids = orjson.loads(text)
-    if not isinstance(ids, list) or not {type(one) for one in ids} <= {str}:
-        raise ValueError("what should be a list of ids is none")
+    if not isinstance(ids, list):
+        raise TypeError("what should be a list of ids is none")
+    "".join(ids)  # raises TypeError unless all are strings
     if len(ids) != count:
         raise ValueError(f"{len(ids)} ids where {count} were announced")
     return tuple(ids)

@@ -171,7 +171,8 @@ def _slates(retrieval: Retrieval, look_up: Lookup, slate_size: int, bearer: list
     @api.post("/v1/slates:batch", response_model=BatchAnswer, responses=errors(401, 422, 503), dependencies=bearer)
     async def slates(body: BatchRequest) -> Response:
         answers = await look_up(body.user_ids, min(body.k, slate_size), body.segment)
-        return Response(b'{"slates":[%b]}' % b",".join(answer.body for answer in answers), media_type=JSON)
+        bodies = [part for answer in answers for part in (b",", answer.body)]
+        return Response(b"".join((b'{"slates":[', *bodies[1:], b"]}")), media_type=JSON)
 
     @api.get("/v1/users/{user_id:path}/history", responses=errors(422, 503))
     async def history(user_id: str) -> HistoryAnswer:

@@ -58,21 +58,24 @@ class SlateWriter:
 
     def answer(self, user_id: str, slate: Slate, k: int, *, age_s: float, source: Source) -> Answer:
         """The best k items as a `SlateAnswer`."""
-        ids, scores = slate.item_ids[:k], slate.scores[:k]
-        parts = [b""] * (2 * len(ids))
-        parts[::2] = map(self._parts.__getitem__, ids)
-        parts[1::2] = orjson.dumps(scores)[1:-1].split(b",") if scores else ()
-        items = b"".join(parts)[2:] + b"}" if parts else b""
-        age_s = round(age_s, 3)
-        body = b'{"user_id":%b,"items":[%b],"model_version":%b,"computed_at":%d,"age_s":%b,"source":"%b"}' % (
-            orjson.dumps(user_id),
-            items,
+        ids, age_s = slate.item_ids[:k], round(age_s, 3)
+        parts = [b""] * (2 * len(ids) + 1)
+        if ids:
+            parts[:-1:2] = map(self._parts.__getitem__, ids)
+            parts[1::2] = orjson.dumps(slate.scores[:k])[1:-1].split(b",")
+        # Joined once: parts are copied, and are most of what there is to do.
+        parts[0] = b'{"user_id":%b,"items":[%b' % (orjson.dumps(user_id), parts[0][_END:])
+        parts[-1] += b'%b],"model_version":%b,"computed_at":%d,"age_s":%b,"source":"%b"}' % (
+            b"}" if ids else b"",
             orjson.dumps(slate.model_version),
             slate.computed_at,
             orjson.dumps(age_s),
             source.encode(),
         )
-        return Answer(body, slate.model_version, age_s, source)
+        return Answer(b"".join(parts), slate.model_version, age_s, source)
+
+
+_END = len(b"},")
 
 
 class _ItemParts(dict[str, bytes]):
