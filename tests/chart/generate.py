@@ -47,7 +47,9 @@ _DEFINITIONS: dict[str, Any] = {
     "quantity": _QUANTITY,
     "resources": _closed(
         {
-            name: _closed({kind: {"$ref": "#/definitions/quantity"} for kind in ("cpu", "memory", "ephemeral-storage")}, required=["cpu", "memory"])
+            name: _closed(
+                {kind: {"$ref": "#/definitions/quantity"} for kind in ("cpu", "memory", "ephemeral-storage")}, required=["cpu", "memory"]
+            )
             for name in ("requests", "limits")
         },
         required=["requests", "limits"],

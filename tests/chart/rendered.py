@@ -17,7 +17,7 @@ from tests.chart.generate import CHART
 from tests.chart.tools import helm
 
 CI = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*-values.yaml"))
-RELEASE, NAMESPACE = "prod", "recommendations"
+RELEASE, NAMESPACE = "prod", "models"
 EVERYTHING = {
     "serving": {"bundle": "s3://bucket/bundle", "ingress": {"enabled": True}},
     "training": {"gpuWorkers": {"enabled": True}},
@@ -30,12 +30,17 @@ EVERYTHING = {
 """Values with which every object is there."""
 
 Document = dict[str, Any]
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where libyaml is there
+
+
+def documents_of(text: str) -> list[Document]:
+    """The documents of a YAML text."""
+    return [document for document in yaml.load_all(text, _LOADER) if document]
 
 
 def ci_values(name: str) -> dict[str, Any]:
     """One of the chart's values files."""
-    return dict(yaml.load((CHART / "ci" / f"{name}-values.yaml").read_text("utf-8"), _Loader))
+    return dict(documents_of((CHART / "ci" / f"{name}-values.yaml").read_text("utf-8"))[0])
 
 
 def run_helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
@@ -59,7 +64,7 @@ def _rendered(values: str, options: tuple[str, ...]) -> str:
 def render(values: dict[str, Any], *options: str) -> list[Document]:
     """All objects of the release."""
     text = _rendered(json.dumps(values, sort_keys=True), options)
-    return [document for document in yaml.load_all(text, _Loader) if document]
+    return documents_of(text)
 
 
 def refusal(values: dict[str, Any]) -> str:

@@ -11,13 +11,11 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-import yaml
 
-from tests.chart.rendered import Document
+from tests.chart.rendered import Document, documents_of
 from tests.chart.tools import SCHEMAS
 
 KUBERNETES = tuple(f"1.{minor}" for minor in range(29, 36))
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _KEPT = ("x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields")
 
 
@@ -70,7 +68,7 @@ def _told(validator: Any, document: Document) -> list[str]:
 def _crds(folder: Path) -> dict[tuple[str, str], Any]:
     validators = {}
     for file in folder.glob("*.yaml"):
-        crd = yaml.load(file.read_text("utf-8"), _Loader)
+        [crd] = documents_of(file.read_text("utf-8"))
         for version in crd["spec"]["versions"]:
             if version["name"] == "v1":
                 schema = _closed(version["schema"]["openAPIV3Schema"])
@@ -85,7 +83,9 @@ def _closed(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    told = {k: v for k, v in schema.items() if k not in ("default", "format", "nullable") and (not k.startswith("x-kubernetes-") or k in _KEPT)}
+    told = {
+        k: v for k, v in schema.items() if k not in ("default", "format", "nullable") and (not k.startswith("x-kubernetes-") or k in _KEPT)
+    }
     if "properties" in told:
         told["properties"] = {key: _closed(inner) for key, inner in told["properties"].items()}
         if not told.get("x-kubernetes-preserve-unknown-fields"):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.chart import schemas
 from tests.chart.generate import CHART
-from tests.chart.rendered import CI, EVERYTHING, Document, ci_values, crd_folder, label, one, pods, refusal, render, run_helm
+from tests.chart.rendered import CI, EVERYTHING, NAMESPACE, Document, ci_values, crd_folder, label, one, pods, refusal, render, run_helm
 
 VALUES = {"defaults": {}, "everything": EVERYTHING, **{name: ci_values(name) for name in CI}}
 FOREIGN = ("ray.io/v1", "monitoring.coreos.com/v1")
@@ -45,7 +45,7 @@ def test_kuberay_takes_its_objects_and_knows_every_field(name: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("version", (schemas.KUBERNETES[0], schemas.KUBERNETES[-1]))
+@pytest.mark.parametrize("version", [schemas.KUBERNETES[0], schemas.KUBERNETES[-1]])
 def test_pods_inside_of_rays_resources_are_pods_of_kubernetes(name: str, version: str) -> None:
     """Checked without KubeRay's CRDs too."""
     ray = [document for document in render(VALUES[name]) if document["apiVersion"] == "ray.io/v1"]
@@ -88,7 +88,7 @@ def test_every_object_has_a_name_of_its_own_and_the_labels_of_the_release(name: 
     assert len(names) == len(set(names))
     for document in documents:
         assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "rankgr"
-        assert document["metadata"]["namespace"] == "recommendations"
+        assert document["metadata"]["namespace"] == NAMESPACE
 
 
 def test_the_longest_release_name_leaves_room_for_what_kuberay_appends() -> None:

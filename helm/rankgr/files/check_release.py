@@ -33,9 +33,7 @@ def mlflow_answers() -> None:
     uri = os.environ["MLFLOW"].rstrip("/")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer = httpx.post(
-        f"{uri}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers=headers, timeout=_TIMEOUT_S
-    )
+    answer = httpx.post(f"{uri}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, headers=headers, timeout=_TIMEOUT_S)
     assert answer.is_success, f"{answer.status_code} {answer.text[:200]}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -29,13 +30,13 @@ def upload(client: kfp.Client, text: str, name: str, namespace: str | None) -> s
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.yaml"
         file.write_text(text, "utf-8")
-        pipeline_id = client.get_pipeline_id(name)
-        if pipeline_id is None:
-            pipeline_id = client.upload_pipeline(str(file), pipeline_name=name, namespace=namespace).pipeline_id
-        there = client.list_pipeline_versions(pipeline_id, page_size=100, sort_by="created_at desc").pipeline_versions or []
+        same_name = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+        found = client.list_pipelines(filter=same_name, namespace=namespace).pipelines
+        pipeline = found[0] if found else client.upload_pipeline(str(file), pipeline_name=name, namespace=namespace)
+        there = client.list_pipeline_versions(pipeline.pipeline_id, page_size=100, sort_by="created_at desc").pipeline_versions or []
         if any(one.display_name == version for one in there):
             return f"{name}: version {version} is there"
-        client.upload_pipeline_version(str(file), pipeline_version_name=version, pipeline_id=pipeline_id)
+        client.upload_pipeline_version(str(file), pipeline_version_name=version, pipeline_id=pipeline.pipeline_id)
         return f"{name}: version {version} is uploaded"
 
 
