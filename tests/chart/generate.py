@@ -174,16 +174,15 @@ def _config_definitions() -> dict[str, Any]:
 
 def readme() -> str:
     """The chart's README: its text, and a table of all values."""
-    rows = [(".".join(one.path), _shown(one), one.meaning) for one in documented() if not isinstance(one.default, dict) or one.schema]
-    template = jinja2.Environment(keep_trailing_newline=True, autoescape=False).from_string(  # noqa: S701 - Markdown, and ours
-        (CHART / "README.md.j2").read_text("utf-8")
-    )
-    sections = {one.path[0]: one.meaning for one in documented() if len(one.path) == 1}
-    return template.render(rows=rows, sections=sections)
+    rows = [(".".join(one.path), _shown(one), one.meaning) for one in documented()]
+    template = jinja2.Environment(keep_trailing_newline=True, trim_blocks=True, autoescape=False)  # noqa: S701 - Markdown, and ours
+    return template.from_string((CHART / "README.md.j2").read_text("utf-8")).render(rows=rows)
 
 
 def _shown(value: Value) -> str:
-    return json.dumps(value.default).replace("|", "\\|")
+    """The default as code; nothing for a section, whose keys follow."""
+    is_section = isinstance(value.default, dict) and not value.schema
+    return "" if is_section else f"`{json.dumps(value.default)}`".replace("|", "\\|")
 
 
 def files() -> Iterator[tuple[Path, str]]:

@@ -14,6 +14,7 @@ from infra.config import Config, load_config
 from serving.deploy import Target, serve_file
 from tests.chart.generate import ROOT
 from tests.chart.rendered import CI, EVERYTHING, ci_values, matches, one, pods, render
+from tests.logs import SETTINGS, write_log
 
 everywhere = pytest.mark.parametrize("values", [EVERYTHING, *map(ci_values, CI)], ids=["everything", *CI])
 
@@ -163,3 +164,43 @@ def test_services_and_controllers_select_their_own_pods(values: dict[str, Any]) 
             wanted = document["spec"]["selector"]["matchLabels"]
             assert matches(wanted, own)
             assert sum(matches(wanted, labels) for labels in carried) == 1
+
+
+def test_mlflow_knows_its_options_and_answers_to_the_names_it_is_called_by() -> None:
+    from mlflow.cli import server
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    container = one(render(EVERYTHING), "Deployment", "-mlflow")["spec"]["template"]["spec"]["containers"][0]
+    given = dict(option.removeprefix("--").partition("=")[::2] for option in container["args"])
+    known = {name.removeprefix("--") for option in server.params for name in option.opts}
+    assert given.keys() <= known
+    hosts = given["allowed-hosts"].split(",")
+    called = [
+        "prod-rankgr-mlflow:5000",
+        "prod-rankgr-mlflow.models:5000",
+        "prod-rankgr-mlflow.models.svc.cluster.local:5000",
+        "localhost:5000",
+    ]
+    assert [name for name in called if not is_allowed_host_header(hosts, name)] == []
+    assert not is_allowed_host_header(hosts, "evil.example.com")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "command"), [("Deployment", "-stream", "stream"), ("CronJob", "-refresh", "run")], ids=["stream", "refresh"]
+)
+def test_the_command_takes_the_options_that_it_is_given(kind: str, name: str, command: str, tmp_path: Path) -> None:
+    """As a dry run, with the settings of the release."""
+    from typer.testing import CliRunner
+
+    from pipelines.cli import app
+
+    [(_, _, spec)] = pods([one(render({**EVERYTHING, "training": {"enabled": False}}), kind, name)])
+    program, *arguments = spec["containers"][0]["command"]
+    settings(EVERYTHING, tmp_path)
+    events, items = write_log(tmp_path)
+    given = [str(tmp_path / "run.yaml") if one == "/etc/rankgr/run.yaml" else one for one in arguments]
+    if command == "run":
+        given += ["--logs", str(events), "--items", str(items), *SETTINGS]
+    done = CliRunner().invoke(app, [*given, "--dry-run"])
+    assert (program, arguments[0]) == ("rankgr", command)
+    assert done.exit_code == 0, done.output
