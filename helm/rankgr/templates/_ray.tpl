@@ -97,7 +97,8 @@ topologySpreadConstraints:
 {{- get (dict
   "t4" "Tesla-T4"
   "l4" "NVIDIA-L4"
-  "a10" "NVIDIA-A10G"
+  "a10" "NVIDIA-A10"
+  "a10g" "NVIDIA-A10G"
   "l40s" "NVIDIA-L40S"
   "a100-40gb" "NVIDIA-A100-SXM4-40GB"
   "a100-80gb" "NVIDIA-A100-SXM4-80GB"
