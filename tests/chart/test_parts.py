@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from infra.config import Config, load_config
+from serving.app import INGRESS
 from serving.deploy import Target, serve_file
 from tests.chart.generate import ROOT
 from tests.chart.rendered import CI, EVERYTHING, ci_values, matches, one, pods, render
@@ -61,7 +62,7 @@ def test_ray_knows_every_field_of_its_file_and_spreads_the_ingress_over_nodes(va
     file = serve_config(values)
     ServeDeploySchema.model_validate(file)
     [ingress] = file["applications"][0]["deployments"]
-    assert f'name="{ingress["name"]}"' in (ROOT / "serving/app.py").read_text("utf-8")
+    assert ingress["name"] == INGRESS
     workers = one(render(values), "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"]
     replicas = file["applications"][0]["args"]["settings"]["serving"]["retrieval_replicas"]
     needed = -(-replicas // ingress["max_replicas_per_node"])
