@@ -25,6 +25,7 @@ from infra.sections import (
     EvaluationConfig,
     GateConfig,
     RetrieverConfig,
+    RewardConfig,
     Section,
     SemanticIdConfig,
     ServingConfig,
@@ -53,6 +54,7 @@ class Config(Section):
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    reward: RewardConfig = RewardConfig()
     tracking: TrackingConfig = TrackingConfig()
     slate_store: SlateStoreConfig = SlateStoreConfig()
     serving: ServingConfig = ServingConfig()
