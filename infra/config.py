@@ -107,6 +107,17 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _objectives_are_signals(self) -> Self:
+        signals = self.data.columns.signals
+        unknown = sorted({*self.reward.objectives, *self.reward.thresholds} - set(signals))
+        if signals and unknown:
+            raise ValueError(
+                f"reward.objectives and reward.thresholds name {', '.join(unknown)}, but data.columns.signals has {', '.join(signals)}: "
+                "name the column there, or leave the objective out"
+            )
+        return self
+
     def public(self) -> Config:
         """The same configuration without addresses of services, which may hold passwords: for bundles, reports, MLflow."""
         store, tracking = self.slate_store.model_copy(update={"url": ""}), self.tracking.model_copy(update={"uri": ""})

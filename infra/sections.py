@@ -312,16 +312,15 @@ class RewardConfig(Section):
     hidden_size: int = Field(64, ge=4)
     heads: int = Field(2, ge=1)
     tower_size: int = Field(64, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
     max_behaviour: int = Field(64, ge=1)
     """Events before a request that are looked at, whatever their level."""
-    epochs: int = Field(10, ge=1)
-    batch: int = Field(256, ge=1)
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(512, ge=1)
     """Sessions a step."""
     learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    item_weight_decay: float = Field(5.0, ge=0)
-    """Of the items' vectors: most items are met so seldom that theirs would remember single events."""
+    weight_decay: float = Field(0.5, ge=0)
+    """High, since most items are met so seldom that their vectors would remember single events."""
     patience: int = Field(2, ge=1)
     """Epochs without a lower loss of the validation phase after which fitting stops; the best weights are kept."""
     threads: int = Field(1, ge=1)

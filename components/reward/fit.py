@@ -93,7 +93,7 @@ def fit(model: RewardModel, data: Sessions, config: Config, out_uri: str) -> Pro
     """
     reward, checkpoint = config.reward, storage.join(out_uri, CHECKPOINT)
     train, valid = data.of_phase(r.Phase.TRAIN), data.of_phase(r.Phase.VALID)
-    optimizer = build_optimizer(model, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=reward.learning_rate, weight_decay=reward.weight_decay, fused=True)
     progress, best = Progress(), _weights(model)
     if storage.exists(checkpoint):
         progress, best = _restore(storage.read_bytes(checkpoint), model, optimizer)
@@ -114,16 +114,6 @@ def fit(model: RewardModel, data: Sessions, config: Config, out_uri: str) -> Pro
     model.load_state_dict(best)
     storage.remove(checkpoint)
     return progress
-
-
-def build_optimizer(model: RewardModel, config: Config) -> torch.optim.Optimizer:
-    """AdamW; items have a decay of their own, since most are met so seldom that their vectors would remember single events."""
-    rest = [parameter for parameter in model.parameters() if parameter is not model.item.weight]
-    groups = [
-        {"params": [model.item.weight], "weight_decay": config.reward.item_weight_decay},
-        {"params": rest, "weight_decay": config.reward.weight_decay},
-    ]
-    return torch.optim.AdamW(groups, lr=config.reward.learning_rate, fused=True)
 
 
 def run_epoch(model: RewardModel, data: Sessions, train: Ints, optimizer: torch.optim.Optimizer, config: Config, *, epoch: int) -> float:

@@ -39,7 +39,6 @@ def fit_reward_model(config: Config, sessions_uri: str, out_uri: str) -> dict[st
         the report: `objectives` (name -> figures), `left_out` (name -> reason), counts.
 
     Raises:
-        ConfigError: an objective that is no signal of the log.
         DataError: timelines without the signals that the configuration names.
         TrainingError: a loss that is not finite.
     """

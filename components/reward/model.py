@@ -76,9 +76,8 @@ class RewardModel(nn.Module):
             for _ in range(shape.objectives)
         )
         self.dropout = nn.Dropout(config.dropout)
-        for table in (self.category, self.level, self.age):
+        for table in (self.item, self.category, self.level, self.age):
             nn.init.normal_(table.weight, std=0.05)
-        nn.init.zeros_(self.item.weight)  # an item differs from others of its category by what is learned of it, not by chance
 
     category_of_I: Tensor
 

@@ -30,7 +30,7 @@ def test_bad_rows_are_quarantined_with_their_reason(finished: Finished) -> None:
     (quarantine,) = (finished.folder / ".rankgr/steps/sessions").glob("*/quarantine/events.parquet")
     table = storage.read_table(str(quarantine))
     assert table["reason"].to_pylist() == ["the level is not one of 1, 2, 3, 4"] * 3
-    assert json.loads(table["raw"][0].as_py()) == {"uid": "u0", "sku": "sku-00", "at": "1700000000", "stage": "9"}
+    assert json.loads(table["raw"][0].as_py()) == {"uid": "u0", "sku": "sku-00", "at": "1700000000", "liked": "0", "stage": "9"}
 
 
 def test_the_report_has_all_methods_and_the_seconds_of_each_step(finished: Finished) -> None:

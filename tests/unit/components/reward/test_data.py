@@ -116,8 +116,8 @@ def test_objectives_are_the_signals_that_are_asked_for():
 
 @pytest.mark.parametrize("setting", ["reward.objectives=[share]", "reward.thresholds={share: 1}"])
 def test_an_objective_that_is_no_signal_is_named(setting):
-    with pytest.raises(ConfigError, match="no signal 'share'"):
-        objectives_of(configuration(setting))
+    with pytest.raises(ConfigError, match=r"name share, but data\.columns\.signals has like, watch"):
+        configuration(setting)
 
 
 def test_timelines_made_without_the_signals_are_refused():

@@ -137,5 +137,5 @@ def test_a_batch_without_any_known_label_costs_nothing_and_has_finite_gradients(
     }
     loss = reward_loss(model(batch), batch)
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

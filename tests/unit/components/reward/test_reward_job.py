@@ -24,7 +24,7 @@ LEARN = (
     "reward.learning_rate=0.02",
     "reward.patience=12",
     "reward.dropout=0",
-    "reward.item_weight_decay=0",
+    "reward.weight_decay=0",
 )
 
 
@@ -144,6 +144,12 @@ def test_a_test_phase_of_one_class_has_no_auc_and_fails_the_gate(tmp_path):
     report = fit_reward_model(config, write_sessions(tmp_path / "sessions", timelines(events, events)), str(tmp_path / "out"))
     assert report["objectives"]["like"]["auc"] is None
     assert not judge(report, config.reward.gate).passed
+
+
+def test_without_a_test_phase_there_is_no_auc(tmp_path):
+    events = [(1, 0, 0, 1.0, 1.0), (2, 1, 0, 0.0, 0.0)]
+    report = fit_reward_model(configuration(), write_sessions(tmp_path / "sessions", timelines(events, events)), str(tmp_path / "out"))
+    assert (report["objectives"]["like"]["auc"], report["objectives"]["like"]["events"]) == (None, 0)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
