@@ -47,13 +47,13 @@ def catalogue(items: int) -> pa.Table:
 
 
 def learnable(users: int = 60, items: int = 12, events: int = 20) -> pa.Table:
-    """Users like items of their own half of the catalogue, in sessions of two; the last requests are for validation and test."""
+    """Most like the items of one category, in sessions of two; the last requests are for validation and test."""
     rng = np.random.default_rng(5)
     found = []
-    for user in range(users):
+    for _ in range(users):
         shown = rng.permutation(np.arange(events) % items)
         phases = [2 if at >= events - 4 else 1 if at >= events - 8 else 0 for at in range(events)]
-        liked = [float((item % 2 == user % 2) != (rng.random() < 0.1)) for item in shown]
+        liked = [float((item % 3 == 0) != (rng.random() < 0.1)) for item in shown]
         found.append([(int(item), at // 2, phases[at], liked[at], 5.0 * liked[at]) for at, item in enumerate(shown)])
     return timelines(*found)
 
