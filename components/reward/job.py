@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from components.reward.baseline import fit_baseline, fit_current_rates
-from components.reward.data import Floats, Sessions, objectives_of, sessions_of
+from components.reward.data import ITEM_PRIOR, Floats, Sessions, objectives_of, sessions_of
 from components.reward.metrics import auc, calibration, roc
+from components.reward.rates import mean_rates, smoothed_log_odds
 from components.reward.report import render_page
 from infra import records as r
 from infra import storage
@@ -61,6 +62,13 @@ def fit_reward_model(config: Config, sessions_uri: str, out_uri: str) -> dict[st
     return _fit_and_judge(config, data, catalogue, names, left_out, out_uri)
 
 
+def rate_tables(data: Sessions, n_items: int) -> dict[str, Floats]:
+    """Log odds of each item [I, O] and the mean rates [O], of the training phase."""
+    train = data.events_of(data.of_phase(r.Phase.TRAIN))
+    rates_IO = smoothed_log_odds(data.items_E[train], data.labels_EO[train], n_items, prior=ITEM_PRIOR)
+    return {"rates_IO": rates_IO, "mean_O": mean_rates(data.labels_EO[train]).astype(np.float32)}
+
+
 def _one_class_only(data: Sessions, names: list[str]) -> dict[str, str]:
     labels_EO = data.labels_EO[data.events_of(data.of_phase(r.Phase.TRAIN))]
     found = {}
@@ -84,6 +92,8 @@ def _fit_and_judge(
     model = build_model(catalogue, config, len(names))
     progress = fit(model, data, config, out_uri)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    # What scoring other sessions needs beside the weights: rates of items, and the means that a user's own are relative to.
+    weights |= {name: torch.from_numpy(array) for name, array in rate_tables(data, len(catalogue)).items()}
     storage.write_bytes(storage.join(out_uri, WEIGHTS), save(weights))
     test = data.of_phase(r.Phase.TEST)
     scores = score(model, data, test, config)

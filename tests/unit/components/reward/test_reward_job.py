@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from components.reward import fit as fitting
 from components.reward.data import sessions_of
 from components.reward.fit import build_model, fit, score
 from components.reward.gate import judge
-from components.reward.job import PAGE, REPORT, ROC, WEIGHTS, fit_reward_model, step
+from components.reward.job import PAGE, REPORT, ROC, WEIGHTS, fit_reward_model, rate_tables, step
 from infra import storage
 from infra.errors import TrainingError
 from infra.records import Phase
@@ -58,6 +59,15 @@ def test_weights_report_curves_and_page_are_written(judged):
     page = storage.read_bytes(storage.join(out, PAGE)).decode()
     assert page.count("<svg") == 3
     assert "src=" not in page
+
+
+def test_rates_of_items_are_kept_with_the_weights_as_the_test_phase_met_them(judged):
+    config, folder, _ = judged
+    data = sessions_of(learnable(), config, ["like", "watch"])
+    saved = load(storage.read_bytes(str(folder / "out" / WEIGHTS)))
+    test = data.events_of(data.of_phase(Phase.TEST))
+    np.testing.assert_allclose(saved["rates_IO"][data.items_E[test]], data.rates_EO[test], rtol=1e-6)
+    np.testing.assert_array_equal(saved["mean_O"], rate_tables(data, 12)["mean_O"])
 
 
 def test_scores_stand_in_the_order_of_the_events(judged):
