@@ -129,7 +129,7 @@ def run_epoch(model: RewardModel, data: Sessions, train: Ints, optimizer: torch.
         batch = tensors_of(collate(data, sessions, max_behaviour=reward.max_behaviour))
         loss = reward_loss(model(batch), batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         total += float(loss.detach()) * len(sessions)

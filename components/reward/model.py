@@ -43,9 +43,10 @@ class Attention(nn.Module):
         memory_BTD = torch.cat([memory_BTD, self.nothing.expand(len(memory_BTD), 1, -1)], dim=1)
         is_memory_BT = F.pad(is_memory_BT, (0, 1), value=True)
         key_BTD, value_BTD = self.key_value(memory_BTD).chunk(2, dim=-1)
-        split = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.query(query_BND), key_BTD, value_BTD))
-        found_BHND = F.scaled_dot_product_attention(*split, attn_mask=is_memory_BT[:, None, None, :])
-        return self.out(found_BHND.transpose(1, 2).flatten(2))
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.query(query_BND), key_BTD, value_BTD))
+        found_BHND = F.scaled_dot_product_attention(query, key, value, attn_mask=is_memory_BT[:, None, None, :])
+        found_BND: Tensor = self.out(found_BHND.transpose(1, 2).flatten(2))
+        return found_BND
 
 
 class RewardModel(nn.Module):
@@ -93,12 +94,13 @@ class RewardModel(nn.Module):
         return self._towers(fused_BND), self._towers(fused_BND.sum(dim=1))
 
     def _items(self, items: Tensor, rates: Tensor) -> Tensor:
-        return self.item(items) + self.category(self.category_of_I[items]) + self.rate(rates)
+        known: Tensor = self.item(items) + self.category(self.category_of_I[items]) + self.rate(rates)
+        return known
 
     def _behaviour(self, batch: dict[str, Tensor]) -> Tensor:
         labels_BTO = batch["past_labels_BTO"]
         earned = torch.cat([labels_BTO == 1, labels_BTO == 0], dim=-1).float()
-        said = self.level(batch["past_levels_BT"]) + self.age(batch["past_ages_BT"]) + self.earned(earned)
+        said: Tensor = self.level(batch["past_levels_BT"]) + self.age(batch["past_ages_BT"]) + self.earned(earned)
         return self._items(batch["past_items_BT"], batch["past_rates_BTO"]) + said
 
     def _towers(self, fused: Tensor) -> Tensor:
