@@ -17,7 +17,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
-from infra.errors import ConfigError
+from infra import storage
+from infra.errors import ConfigError, StorageError
 from infra.sections import (
     ClusterConfig,
     DataConfig,
@@ -82,6 +83,7 @@ class Config(Section):
         object.__setattr__(self, "data", self.data.model_copy(update=files))
         earlier = {"earlier": _absolute(self.semantic_ids.earlier)}
         object.__setattr__(self, "semantic_ids", self.semantic_ids.model_copy(update=earlier))
+        object.__setattr__(self, "training", self.training.model_copy(update={"start_from": _absolute(self.training.start_from)}))
         return self
 
     @model_validator(mode="after")
@@ -135,7 +137,7 @@ def load_config(
     """Build a configuration from its layers.
 
     Args:
-        path: YAML file; may name a `preset:` of its own.
+        path: YAML file, or JSON by its ending, local or s3://; may name a `preset:` of its own.
         preset: one of `PRESETS`.
         overrides: `key.subkey=value` strings, the values read as YAML.
         base: settings on top of the preset, below the file.
@@ -145,7 +147,7 @@ def load_config(
         ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known one), a bad value.
     """
     settings: dict[str, Any] = {}
-    from_file = _read_yaml(Path(path)) if path else {}
+    from_file = _read_file(path) if path else {}
     preset = preset or from_file.pop("preset", None) or fallback_preset
     from_file.pop("preset", None)
     if preset:
@@ -171,17 +173,20 @@ def preset_settings(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text) or {})
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_file(uri: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError("the configuration file does not exist", where=str(path), mend="check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError("the configuration file cannot be read as YAML", where=f"{path}: {error}") from error
+        if storage.is_local(uri) and not Path(storage.filesystem(uri)[1]).exists():
+            raise ConfigError("the configuration file does not exist", where=uri, mend="check --config")
+        text = storage.read_bytes(uri).decode()
+        content = json.loads(text) if uri.endswith(".json") else yaml.safe_load(text)  # YAML takes 1e-05 for a string
+    except StorageError as error:
+        raise ConfigError(f"the configuration file cannot be read: {error.what}", where=uri, mend=error.mend) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError("the configuration file cannot be read as YAML", where=f"{uri}: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError("the configuration file must hold a mapping", where=str(path), mend="write `key: value` lines")
+        raise ConfigError("the configuration file must hold a mapping", where=uri, mend="write `key: value` lines")
     return content
 
 

@@ -16,13 +16,11 @@ from infra import storage
 from infra.cluster import RAYS_NICENESS, ray_session
 from infra.config import Config
 from infra.errors import RankGRError
-from infra.kfp_run import raise_saved_error
 from infra.local import no_process_left, valkey
 from infra.logs import get_logger
 from infra.slate_store import SlateStore
-from infra.steps import StepResult, run_records
+from infra.steps import StepResult, raise_kept_error, remember_run, run_records
 
-_LATEST = "latest.json"
 REDIS_URL = "RANKGR_REDIS_URL"
 
 
@@ -107,29 +105,11 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
         with redirect_stdout(_StepLines()):
             training_pipeline(config=config.to_json(), run_id=run_id, fresh=fresh)
     except RuntimeError as error:
-        raise_saved_error(config.workspace, run_id)
+        raise_kept_error(config.workspace, run_id)
         raise RankGRError(f"the pipeline failed: {error}", mend="see the log above; run again to go on") from error
     get_logger("pipeline").info("pipeline finished", seconds=round(time.monotonic() - start, 1), run=run_id)
     remember_run(config.workspace, run_id)
     return run_records(config.workspace, run_id)
-
-
-def remember_run(workspace: str, run_id: str) -> None:
-    """Make a run the one that `latest_run` finds."""
-    storage.write_json(storage.join(workspace, "runs", _LATEST), {"run_id": run_id})
-
-
-def latest_run(workspace: str) -> tuple[str, dict[str, StepResult]]:
-    """Id and steps of the last finished run.
-
-    Raises:
-        RankGRError: there is none.
-    """
-    uri = storage.join(workspace, "runs", _LATEST)
-    if not storage.exists(uri):
-        raise RankGRError("no run has finished in this workspace", where=workspace, mend="rankgr quickstart, or rankgr run")
-    run_id = str(storage.read_json(uri)["run_id"])
-    return run_id, run_records(workspace, run_id)
 
 
 def _scratch(config: Config) -> str:

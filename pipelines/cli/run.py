@@ -12,10 +12,10 @@ from components.sessions import job as sessions_job
 from infra import storage
 from infra.config import Config
 from infra.errors import DataError
-from infra.steps import Run, StepResult
+from infra.steps import Run, StepResult, latest_run, remember_run
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
 from pipelines.cli.show import print_figures
-from pipelines.local_run import local_services, new_run_id, remember_run, run_pipeline
+from pipelines.local_run import local_services, new_run_id, run_pipeline
 
 _STEPS = ["sessions", "semantic_ids", "training", "evaluation", "gate", "release", "precompute"]
 
@@ -99,8 +99,6 @@ def precompute(
 
     Example: `rankgr precompute --set slate_store.url=redis://localhost:6379/0`
     """
-    from pipelines.local_run import latest_run
-
     settings = settings_of(config, preset, overrides)
     run_id, records = latest_run(settings.workspace)
     if "release" not in records:
