@@ -82,8 +82,8 @@ def new_run_id() -> str:
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
 
 
-def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepResult]:
-    """Run the training pipeline with `kfp.local`, each step a process of its own.
+def run_pipeline(config: Config, *, run_id: str, fresh: bool, refresh: bool = False) -> dict[str, StepResult]:
+    """Run the training pipeline, or the refresh pipeline, with `kfp.local`, each step a process of its own.
 
     Needs `local_services`.
 
@@ -95,6 +95,8 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
     """
     from kfp import local
 
+    from pipelines.placement import Placement
+    from pipelines.refresh import refresh_pipeline
     from pipelines.training import training_pipeline
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=os.path.join(_scratch(config), "kfp"), raise_on_error=True)
@@ -103,7 +105,9 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
     start = time.monotonic()
     try:
         with redirect_stdout(_StepLines()):
-            training_pipeline(config=config.to_json(), run_id=run_id, fresh=fresh)
+            # Here a step that fails is not tried again: nothing changes until somebody mends it.
+            pipeline = (refresh_pipeline if refresh else training_pipeline)(Placement(secret="", retries=0))
+            pipeline(preset="", config=config.to_json(), run_id=run_id, fresh=fresh)
     except RuntimeError as error:
         raise_kept_error(config.workspace, run_id)
         raise RankGRError(f"the pipeline failed: {error}", mend="see the log above; run again to go on") from error

@@ -21,8 +21,8 @@ from tests.command import ROOT, environment
 from tests.logs import SETTINGS, write_log
 
 RAY = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts"]
-_START_S = 120.0
-_TOKEN = "0123456789abcdef" * 4  # noqa: S105 - of a cluster that ends with the tests
+_START_S = 300.0
+_TOKEN = "0123456789abcdef" * 4
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     own = {name: value for name, value in environment().items() if name != "PYTHONPATH"} | token
     own |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]), "RAY_USAGE_STATS_ENABLED": "0"}
-    scratch = Path(tempfile.mkdtemp(prefix="rgr-job-", dir="/tmp"))  # noqa: S108 - Ray's sockets want a short path
+    scratch = Path(tempfile.mkdtemp(prefix="rgr-job-", dir="/tmp"))
     where = [f"--port={port}", f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"]
     size = ["--num-cpus=4", "--num-gpus=0", f"--object-store-memory={128 << 20}", f"--temp-dir={scratch}/r", "--disable-usage-stats"]
     url = f"http://{LOOPBACK}:{dashboard}"
     with (folder / "ray.log").open("w") as log:
-        head = subprocess.Popen([*RAY, "start", "--head", "--block", *where, *size], cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT)
+        head = subprocess.Popen(
+            [*RAY, "start", "--head", "--block", *where, *size], cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         _wait_for_jobs_api(url, head, folder / "ray.log")
         events, items = write_log(folder)

@@ -35,7 +35,9 @@ print(train_retriever.python_func(sys.argv[1], sys.argv[2], False, sys.argv[3], 
 
 def inputs_of(job: Path) -> list[str]:
     """Options that a step wants: the names in the call of `job_main` at the end of its file."""
-    calls = [node for node in ast.walk(ast.parse(job.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "job_main"]
+    calls = [
+        node for node in ast.walk(ast.parse(job.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "job_main"
+    ]
     return list(ast.literal_eval(calls[-1].args[1]))
 
 

@@ -22,7 +22,7 @@ from infra.local import LOOPBACK, free_port, port_is_free
 
 KEY, SECRET, BUCKET = "rankgr-test", "not-a-secret", "rankgr"
 _ADMIN = "admin-of-the-test"
-_START_S = 120.0
+_START_S = 300.0
 
 
 @dataclass(frozen=True)
