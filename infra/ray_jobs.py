@@ -104,11 +104,13 @@ class Job:
 
     def follow(self) -> bool:
         """Pass on what the job writes until it ends; True where it succeeded. A connection that breaks is made again."""
+        from aiohttp import ClientError
+
         shown, tries = 0, 0
         while True:
             try:
                 shown = asyncio.run(self._tail(shown))
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, ClientError) as error:
                 tries += 1
                 if tries > _TRIES:
                     raise ServiceError(f"the logs of the job break off: {error}", where=self.url, mend=f"ray job logs {self.id}") from error
@@ -171,9 +173,11 @@ def _stopped_with_us(job: Job) -> Iterator[None]:
 
 @contextmanager
 def _api_errors(url: str) -> Iterator[None]:
+    from ray.exceptions import RayError
+
     try:
         yield
-    except (RuntimeError, ConnectionError, ValueError) as error:
+    except (RuntimeError, ConnectionError, ValueError, RayError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ServiceError(
             f"the jobs API of the Ray cluster cannot be used: {first}",

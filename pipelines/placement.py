@@ -64,6 +64,9 @@ class Placement:
         return task
 
 
+DEFAULT = Placement()
+
+
 def toleration_of(text: str) -> dict[str, str]:
     """`key[=value]:effect` as the arguments of a toleration.
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pipelines.placement import Placement
+from pipelines.placement import DEFAULT, Placement
 from pipelines.training import build
 
 
-def refresh_pipeline(placement: Placement = Placement()) -> Any:
+def refresh_pipeline(placement: Placement = DEFAULT) -> Any:
     """The walk of the training pipeline with the champion's model, SIDs and weights to start from (`pipelines.parameters.refreshed`).
 
     Steps whose inputs did not change are skipped, so that a run without new events only looks.

@@ -14,7 +14,7 @@ from components.sessions.component import prepare_sessions
 from components.training.component import train_retriever
 from infra.image import IMAGE
 from pipelines.component import report_outcome, validate_parameters
-from pipelines.placement import Placement
+from pipelines.placement import DEFAULT, Placement
 
 Place = Callable[..., dsl.PipelineTask]
 
@@ -78,7 +78,7 @@ def build(placement: Placement, *, name: str, description: str, refresh: bool) -
     return pipeline
 
 
-def training_pipeline(placement: Placement = Placement()) -> Any:
+def training_pipeline(placement: Placement = DEFAULT) -> Any:
     """Logs to a model trained from scratch, judged, released and served from slates."""
     description = "Logs to timelines, semantic IDs, weights, report, gate, release and slates."
     return build(placement, name="rankgr-training", description=description, refresh=False)

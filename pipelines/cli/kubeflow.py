@@ -77,15 +77,9 @@ def submit(
 
     Example: `rankgr submit --host https://kubeflow.example.com/pipeline --token file:token --preset kuairand --logs s3://raw/events.parquet`
     """
-    arguments: dict[str, Any] = {
-        "preset": preset or "small",
-        "logs_uri": logs or "",
-        "items_uri": items or "",
-        "overrides": overrides or [],
-    }
-    arguments |= {"fresh": fresh, **({"image": image} if image else {})}
-    named = {key: arguments[key] for key in ("preset", "logs_uri", "items_uri", "overrides")}
+    named: dict[str, Any] = {"preset": preset or "small", "logs_uri": logs or "", "items_uri": items or "", "overrides": overrides or []}
     settings = resolve(**named, config="", read_data=False)
+    arguments = {**named, "fresh": fresh, **({"image": image} if image else {})}
     if storage.is_local(settings.workspace) or storage.is_local(settings.data.logs):
         where = f"workspace: {settings.workspace}, logs: {settings.data.logs or 'none'}"
         mend = "--set workspace=s3://... --logs s3://..."

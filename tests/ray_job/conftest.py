@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import httpx
 import pytest
 
+from infra.cluster import _ray_environment
 from infra.local import LOOPBACK, free_port
 from tests.command import ROOT, environment
 from tests.logs import SETTINGS, write_log
@@ -75,8 +75,8 @@ def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         _wait_for_jobs_api(url, head, folder / "ray.log")
         events, items = write_log(folder)
         sources = [f"data.logs={events}", f"data.items={items}", f"workspace={folder / 'workspace'}"]
-        settings = tuple([*SETTINGS, *(part for setting in sources for part in ("--set", setting))])
-        with mock.patch.dict(os.environ, token):
+        settings = (*SETTINGS, *(part for setting in sources for part in ("--set", setting)))
+        with _ray_environment(token):
             yield Cluster(url, own, checkout, settings)
     finally:
         head.terminate()

@@ -15,6 +15,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from components.evaluation import job as evaluation
+from infra.cluster import _ray_environment
 from infra.config import Config, load_config
 from infra.errors import IntegrityError, ServiceError
 from infra.kfp_run import on_ray
@@ -144,9 +145,9 @@ def test_a_kubeflow_step_raises_the_error_of_its_job_as_what_it_was(walk: Walk) 
     assert caught.value.where == "/nowhere"
 
 
-def test_a_cluster_that_refuses_the_token_is_told(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
-    with pytest.raises(ServiceError, match="the jobs API of the Ray cluster cannot be used") as caught:
+def test_a_cluster_that_refuses_the_token_is_told(walk: Walk) -> None:
+    wrong = {"RAY_AUTH_TOKEN": "f" * 64}
+    with _ray_environment(wrong), pytest.raises(ServiceError, match="the jobs API of the Ray cluster cannot be used") as caught:
         Job.of(with_jobs(walk).config.cluster, "name", "true")
     assert "RAY_AUTH" in caught.value.mend
 

@@ -187,7 +187,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 
 def test_frozen_sids_want_an_earlier_table() -> None:
-    with pytest.raises(ConfigError, match="semantic_ids.earlier"):
+    with pytest.raises(ConfigError, match=r"semantic_ids\.earlier"):
         load_config(overrides=["semantic_ids.freeze=true"])
 
 

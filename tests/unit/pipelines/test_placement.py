@@ -17,7 +17,7 @@ from pipelines.training import training_pipeline
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pipeline and platform documents of a file with GPUs on nodes of their own."""
-    placement = Placement(gpus=2, node_selector={"pool": "gpu"}, tolerations=["nvidia.com/gpu:NoSchedule"], secret="keys", retries=5)
+    placement = Placement(gpus=2, node_selector={"pool": "gpu"}, tolerations=["nvidia.com/gpu:NoSchedule"], secret="keys", retries=5)  # noqa: S106 - a name
     file = tmp_path_factory.mktemp("compiled") / "training.yaml"
     compiler.Compiler().compile(training_pipeline(placement), str(file))
     pipeline, platform = yaml.safe_load_all(Path(file).read_text())

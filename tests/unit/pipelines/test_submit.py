@@ -34,7 +34,7 @@ class Kubeflow(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "")
         self.seen.append((self.command, self.path, token, body))
         data = json.dumps(content).encode()
-        self.send_response(200 if token == "Bearer let-me-in" else 401)
+        self.send_response(200 if token == "Bearer let-me-in" else 401)  # noqa: S105 - of the test
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
