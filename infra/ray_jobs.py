@@ -29,6 +29,7 @@ from infra.steps import Run, StepResult, raise_kept_error, run_records
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_ENV = ROOT / "infra" / "ray" / "runtime_env.yaml"
 _TRIES, _PAUSE_S = 5, 2.0
+_STOP_S = 20.0  # a pod that is deleted has half a minute
 
 
 def run_job(run: Run, step: Callable[..., StepResult], inputs: Mapping[str, str | bool]) -> StepResult:
@@ -135,9 +136,12 @@ class Job:
             return str(self.client.get_job_info(self.id).message or "no reason is given")
 
     def stop(self) -> None:
-        """Ask the cluster to stop the job."""
+        """Have the cluster stop the job, and wait until it has: the next attempt works in the same folder."""
+        deadline = time.monotonic() + _STOP_S
         with _api_errors(self.url):
             self.client.stop_job(self.id)
+            while not self.client.get_job_status(self.id).is_terminal() and time.monotonic() < deadline:
+                time.sleep(_PAUSE_S / 4)
 
 
 def runtime_env(*, upload: bool) -> dict[str, Any]:

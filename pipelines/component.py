@@ -36,8 +36,8 @@ def validate_parameters(
     except RankGRError as error:
         get_logger("parameters").error(str(error))
         sys.exit(error.exit_code)
-    outputs = NamedTuple("Outputs", [("config", str), ("run_id", str)])  # noqa: UP014 - as KFP reads it above
-    return outputs(settings.to_json(), run_id or job_id)  # type: ignore[call-arg]
+    Outputs = NamedTuple("Outputs", [("config", str), ("run_id", str)])  # noqa: UP014 - as KFP reads it above
+    return Outputs(settings.to_json(), run_id or job_id)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

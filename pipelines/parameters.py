@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def resolve(preset: str, logs_uri: str, items_uri: str, overrides: Sequence[str]
     try:
         settings = load_config(preset=preset or None, base=base, overrides=[*given, *good])
     except ConfigError as error:
-        problems += error.what.split("; ")
+        problems += re.split(r"; (?!did you mean)", error.what)
     if read_data:
         problems += _data_problems(settings, logs_uri, items_uri)
     if problems or settings is None:
