@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import httpx
 import typer
 
 from infra import storage
@@ -16,6 +18,7 @@ from infra.errors import ConfigError, ServiceError
 from pipelines.cli.common import DryRun, Fresh, Items, Logs, Overrides, Preset
 from pipelines.parameters import resolve
 
+_REACH_S = 20.0
 NAMES = ("training", "refresh")
 Name = Literal["training", "refresh"]
 
@@ -103,6 +106,7 @@ def _start(
     from urllib3.exceptions import HTTPError
 
     bearer = read_secret(token, "--token") if token else None
+    _require_server(host, bearer, ca_file)
     name = f"rankgr-{file.stem}"
     try:
         with warnings.catch_warnings():
@@ -119,6 +123,19 @@ def _start(
         raise ServiceError(f"Kubeflow cannot be reached: {str(error).splitlines()[0]}", where=host, mend="check --host") from error
     if state != "SUCCEEDED":
         raise ServiceError(f"the run ended {state}", where=f"{host}, run {run.run_id}", mend="see the outcome of the run in the UI")
+
+
+def _require_server(host: str, bearer: str | None, ca_file: str) -> None:
+    """Ask how the server is: the client itself would try for half a minute, and not say why it gives up."""
+    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
+    try:
+        verify = ssl.create_default_context(cafile=ca_file or None)
+        answer = httpx.get(f"{host.rstrip('/')}/apis/v2beta1/healthz", headers=headers, verify=verify, timeout=_REACH_S)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise ServiceError(f"Kubeflow cannot be reached: {error}", where=host, mend="check --host and --ca-file") from error
+    if not answer.is_success:  # a redirect leads to a page to log in
+        what = f"Kubeflow refuses: {answer.status_code} {answer.reason_phrase}"
+        raise ServiceError(what, where=host, mend="check --token, and that --host ends where its API begins")
 
 
 def _compile(name: str, file: Path, options: dict[str, Any]) -> None:
