@@ -12,7 +12,7 @@ def validate_parameters(
     preset: str,
     logs_uri: str,
     items_uri: str,
-    overrides: list,
+    overrides: list[str],
     config: str,
     run_id: str,
     job_id: str,
@@ -45,7 +45,7 @@ def report_outcome(
     preset: str,
     logs_uri: str,
     items_uri: str,
-    overrides: list,  # type: ignore[type-arg]
+    overrides: list[str],
     config: str,
     run_id: str,
     job_id: str,
