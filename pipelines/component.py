@@ -16,7 +16,7 @@ def validate_parameters(
     config: str,
     run_id: str,
     job_id: str,
-    refresh: bool,  # type: ignore[type-arg]
+    refresh: bool,
 ) -> NamedTuple("Outputs", [("config", str), ("run_id", str)]):  # type: ignore[valid-type]
     """Parameters to the configuration of all steps, checked with the data; whatever is wrong is said at once."""
     import sys
