@@ -62,7 +62,11 @@ def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder, port, dashboard = tmp_path_factory.mktemp("raw"), free_port(), free_port()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     own = {name: value for name, value in environment().items() if name != "PYTHONPATH"} | token
-    own |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]), "RAY_USAGE_STATS_ENABLED": "0"}
+    own |= {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",
+    }
     scratch = Path(tempfile.mkdtemp(prefix="rgr-job-", dir="/tmp"))
     where = [f"--port={port}", f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"]
     size = ["--num-cpus=4", "--num-gpus=0", f"--object-store-memory={128 << 20}", f"--temp-dir={scratch}/r", "--disable-usage-stats"]

@@ -75,7 +75,7 @@ def walk(cluster: Cluster, valkey_server: str) -> Walk:
         if room == "training":
             walked.cancelled = cancel_a_kubeflow_step(walked)
         walked.submit(room)
-    assert not pending, {name: run.stdout[-3000:] for name, run in walked.outputs.items() if run.returncode}
+    assert not pending, {name: run.stdout[-2000:] + run.stderr[-1000:] for name, run in walked.outputs.items() if run.returncode}
     return walked
 
 
