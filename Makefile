@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-faults test-tools chart chart-files lint format setup setup-dev clean help
+.PHONY: quickstart test test-faults test-s3 test-ray-job test-tools chart chart-files audit sbom lint format setup setup-dev clean help
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -19,10 +19,16 @@ quickstart: $(VENV)/.local ## install, then raw logs to served slates on MovieLe
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test: $(VENV)/.dev test-tools ## install, then the tests
-	@$(PYTEST) --dist loadgroup --ignore tests/fault --ignore tests/chart
+	@$(PYTEST) --dist loadgroup --ignore tests/fault --ignore tests/s3 --ignore tests/ray_job --ignore tests/chart
 
 test-faults: $(VENV)/.dev ## install, then the tests that interrupt and kill what runs
 	@$(PYTEST) --dist loadfile tests/fault
+
+test-s3: $(VENV)/.dev ## install, then the main job with every artifact on a real S3 server
+	@$(PYTEST) --dist loadfile tests/s3
+
+test-ray-job: $(VENV)/.dev ## install, then every step as a submitted job of a real Ray cluster
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/ray_job
 
 chart: $(VENV)/.dev ## install, then the tests of the Helm chart, with a real Helm
 	@$(BIN)/python -m tests.chart.tools
@@ -46,15 +52,29 @@ test-tools: $(VENV)/.dev ## a browser and promtool for the tests of page and ale
 		rm -f prometheus_*.deb; test -x usr/bin/promtool) > $(TOOLS)/promtool.log 2>&1 || \
 		echo "no promtool, so that the alert rules are not tested; install Debian's package prometheus, or Prometheus' own archive"
 
-lint: $(VENV)/.dev ## style, types, import arrow
+lint: $(VENV)/.dev ## style, types, import arrow, Dockerfiles
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint --config infra/docker/.hadolint.yaml infra/docker/*.Dockerfile
 
 format: $(VENV)/.dev ## rewrite to the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# In an environment of their own: what they need would move what the project pins.
+$(TOOLS)/.audit: Makefile
+	@mkdir -p $(TOOLS)
+	@$(PYTHON) -m venv $(TOOLS)/audit
+	@$(TOOLS)/audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+audit: $(TOOLS)/.audit ## known vulnerabilities of the pinned versions
+	@$(TOOLS)/audit/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
+
+sbom: $(VENV)/.local $(TOOLS)/.audit ## what is installed, as CycloneDX: sbom.json
+	@$(TOOLS)/audit/bin/cyclonedx-py environment --of JSON -o sbom.json $(BIN)/python && echo sbom.json
 
 setup: $(VENV)/.local ## install what running needs
 

@@ -17,7 +17,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
-from infra.errors import ConfigError
+from infra import storage
+from infra.errors import ConfigError, StorageError
 from infra.sections import (
     ClusterConfig,
     DataConfig,
@@ -84,6 +85,7 @@ class Config(Section):
         object.__setattr__(self, "data", self.data.model_copy(update=files))
         earlier = {"earlier": _absolute(self.semantic_ids.earlier)}
         object.__setattr__(self, "semantic_ids", self.semantic_ids.model_copy(update=earlier))
+        object.__setattr__(self, "training", self.training.model_copy(update={"start_from": _absolute(self.training.start_from)}))
         return self
 
     @model_validator(mode="after")
@@ -148,7 +150,7 @@ def load_config(
     """Build a configuration from its layers.
 
     Args:
-        path: YAML file; may name a `preset:` of its own.
+        path: YAML file, or JSON by its ending, local or s3://; may name a `preset:` of its own.
         preset: one of `PRESETS`.
         overrides: `key.subkey=value` strings, the values read as YAML.
         base: settings on top of the preset, below the file.
@@ -158,7 +160,7 @@ def load_config(
         ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known one), a bad value.
     """
     settings: dict[str, Any] = {}
-    from_file = _read_yaml(Path(path)) if path else {}
+    from_file = _read_file(path) if path else {}
     preset = preset or from_file.pop("preset", None) or fallback_preset
     from_file.pop("preset", None)
     if preset:
@@ -184,17 +186,20 @@ def preset_settings(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text) or {})
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_file(uri: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError("the configuration file does not exist", where=str(path), mend="check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError("the configuration file cannot be read as YAML", where=f"{path}: {error}") from error
+        if storage.is_local(uri) and not Path(storage.filesystem(uri)[1]).exists():
+            raise ConfigError("the configuration file does not exist", where=uri, mend="check --config")
+        text = storage.read_bytes(uri).decode()
+        content = json.loads(text) if uri.endswith(".json") else yaml.safe_load(text)  # YAML takes 1e-05 for a string
+    except StorageError as error:
+        raise ConfigError(f"the configuration file cannot be read: {error.what}", where=uri, mend=error.mend) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError("the configuration file cannot be read as YAML", where=f"{uri}: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError("the configuration file must hold a mapping", where=str(path), mend="write `key: value` lines")
+        raise ConfigError("the configuration file must hold a mapping", where=uri, mend="write `key: value` lines")
     return content
 
 
@@ -245,7 +250,8 @@ def _validate(settings: Mapping[str, Any]) -> Config:
             if problem["type"] == "extra_forbidden":
                 unknown = True
                 candidates = known_keys()
-                near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
+                named = [c for c in candidates if c.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+                near = sorted(named, key=lambda c: c.count("."))[:1] or difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
                 tail = {c.rsplit(".", 1)[-1]: c for c in reversed(candidates)}
                 near = near or [tail[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1)]
                 lines.append(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -1,17 +1,16 @@
-"""What every KFP component does around its step: read the run's parameters, leave an error where the caller finds it."""
+"""What every KFP component does around its step: read the run's parameters, do heavy work on Ray, leave an error to be found."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from infra import errors, storage
 from infra.config import Config
+from infra.errors import ConfigError, RankGRError
 from infra.logs import configure_logs, get_logger
-from infra.steps import Run
-
-_ERROR = "error.json"
+from infra.ray_jobs import run_job
+from infra.steps import Run, StepResult, error_kept
 
 
 @contextmanager
@@ -19,7 +18,7 @@ def step_process(config: str, run_id: str, fresh: bool) -> Iterator[Run]:
     """The run behind a component's parameters.
 
     An error of ours ends the process with its exit code and without a traceback; it is also left in the run's records
-    for `raise_saved_error`, since a pipeline engine only tells that a step failed.
+    (`infra.steps.raise_kept_error`), since a pipeline engine only tells that a step failed.
 
     Args:
         config: the whole configuration as JSON (`rankgr config show --json`).
@@ -28,23 +27,24 @@ def step_process(config: str, run_id: str, fresh: bool) -> Iterator[Run]:
     """
     configure_logs()
     try:
-        settings = Config.from_json(config)
-    except errors.ConfigError as error:
+        run = Run(Config.from_json(config), run_id, fresh)
+    except ConfigError as error:
         get_logger("pipeline").error(str(error))
         sys.exit(error.exit_code)
-    error_uri = storage.join(settings.workspace, "runs", run_id, _ERROR)
     try:
-        storage.remove(error_uri)  # of an earlier attempt
-        yield Run(settings, run_id, fresh)
-    except errors.RankGRError as error:
+        with error_kept(run):
+            yield run
+    except RankGRError as error:
         get_logger("pipeline").error(str(error))
-        with suppress(errors.StorageError):  # the storage may be what failed
-            storage.write_json(error_uri, errors.describe(error))
         sys.exit(error.exit_code)
 
 
-def raise_saved_error(workspace: str, run_id: str) -> None:
-    """Raise the error that a step of a run left behind, if any."""
-    uri = storage.join(workspace, "runs", run_id, _ERROR)
-    if storage.exists(uri):
-        errors.raise_described(storage.read_json(uri))
+def on_ray(run: Run, step: Callable[..., StepResult], /, **inputs: str | bool) -> StepResult:
+    """Do a heavy step: in this process, or as a job of the Ray cluster whose jobs API `cluster.jobs_url` names.
+
+    Args:
+        run: that the step belongs to.
+        step: the function `step` of a `job.py`.
+        inputs: its arguments.
+    """
+    return run_job(run, step, inputs) if run.config.cluster.jobs_url else step(run, **inputs)

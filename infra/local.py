@@ -190,7 +190,7 @@ def no_process_left(grace_s: float = 10.0) -> Iterator[None]:
         grace_s: time between asking (SIGTERM) and forcing (SIGKILL).
     """
     spared = set(psutil.Process().children(recursive=True))
-    with _signals_interrupt(), _adopting_orphans():
+    with signals_interrupt(), _adopting_orphans():
         try:
             yield
         finally:
@@ -219,7 +219,8 @@ def _end_descendants(spared: set[psutil.Process], grace_s: float) -> None:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP a KeyboardInterrupt, as Ctrl-C is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -140,6 +140,8 @@ class SemanticIdConfig(Section):
     earlier: str = ""
     """Folder that an earlier step `semantic_ids` wrote, or a bundle, which knows the items added since: a new fit starts from its
     SIDs, keeps those it can and reports the churn."""
+    freeze: bool = False
+    """Fit nothing: items of `earlier` keep their SIDs, new ones are encoded on its codebooks."""
     max_collision_rate: float = Field(1.0, ge=0, le=1)
     """The run stops where more items than this share the codes that quantization gave them, before collisions are resolved."""
     min_utilisation: float = Field(0.0, ge=0, le=1)
@@ -149,6 +151,12 @@ class SemanticIdConfig(Section):
     def _some_feature(self) -> Self:
         if self.text_weight + self.embedding_weight + self.collaborative_weight == 0:
             raise ValueError("text_weight, embedding_weight and collaborative_weight are all 0: no feature is left")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_freeze(self) -> Self:
+        if self.freeze and not self.earlier:
+            raise ValueError("freeze keeps the SIDs of an earlier table: name its folder or bundle with semantic_ids.earlier")
         return self
 
 
@@ -246,6 +254,8 @@ class TrainingConfig(Section):
     """HR@k of positives in the VALID phase is what early stopping looks at."""
     validation_users: int | None = Field(1000, ge=1)
     """A random sample of this many users; null takes all."""
+    start_from: str = ""
+    """Bundle whose weights training starts from, on SIDs that its items keep (`semantic_ids.freeze`); empty: fresh weights."""
     max_failures: int = Field(2, ge=0)
     use_gpu: bool = False
     threads_per_worker: int = Field(1, ge=1)
@@ -475,6 +485,13 @@ class ClusterConfig(Section):
 
     address: str = ""
     """ray:// or host:port; empty: RAY_ADDRESS, else a local cluster that ends with the command."""
+    jobs_url: str = ""
+    """Jobs API of a Ray cluster (http://host:8265): heavy steps of a Kubeflow run are submitted there, which wants a workspace that the
+    cluster reaches. Empty: they run in the step's own container."""
+    jobs_upload: bool = True
+    """Send this code along with a job; false where the cluster's image has it."""
+    job_cpus: float = Field(1.0, ge=0)
+    """Logical CPUs that the driver of a job takes; its workers take theirs."""
     cpus: int = Field(4, ge=2)
     """Logical CPUs of a local cluster (workers and replicas share the real cores)."""
     object_store_mb: int = Field(256, ge=80)

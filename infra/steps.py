@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra import storage
-from infra.config import Config, load_config
+from infra import errors, storage
+from infra.config import PRESETS, Config, load_config
 from infra.errors import RankGRError
 from infra.logs import configure_logs, get_logger
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RECORDED = "recorded_at_ns"
+_ERROR, _LATEST = "error.json", "latest.json"
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,44 @@ def run_of(workspace: str, name: str, uri: str) -> str | None:
     return max(found)[1] if found else None
 
 
+def remember_run(workspace: str, run_id: str) -> None:
+    """Make a run the one that commands go on from."""
+    storage.write_json(storage.join(workspace, "runs", _LATEST), {"run_id": run_id})
+
+
+def latest_run(workspace: str) -> tuple[str, dict[str, StepResult]]:
+    """Id and steps of the last finished run.
+
+    Raises:
+        RankGRError: there is none.
+    """
+    uri = storage.join(workspace, "runs", _LATEST)
+    if not storage.exists(uri):
+        raise RankGRError("no run has finished in this workspace", where=workspace, mend="rankgr quickstart, or rankgr run")
+    run_id = str(storage.read_json(uri)["run_id"])
+    return run_id, run_records(workspace, run_id)
+
+
+@contextmanager
+def error_kept(run: Run) -> Iterator[None]:
+    """Leave an error of ours in the run's records, for `raise_kept_error`; one of an earlier attempt is forgotten."""
+    uri = storage.join(run.config.workspace, "runs", run.run_id, _ERROR)
+    try:
+        storage.remove(uri)
+        yield
+    except RankGRError as error:
+        with suppress(errors.StorageError):  # the storage may be what failed
+            storage.write_json(uri, errors.describe(error))
+        raise
+
+
+def raise_kept_error(workspace: str, run_id: str) -> None:
+    """Raise the error that a step of a run left behind, if any."""
+    uri = storage.join(workspace, "runs", run_id, _ERROR)
+    if storage.exists(uri):
+        errors.raise_described(storage.read_json(uri))
+
+
 def _record(workspace: str, run_id: str, name: str) -> str:
     return storage.join(workspace, "runs", run_id, f"{name}.step.json")
 
@@ -152,21 +193,27 @@ def job_main(step: Callable[..., StepResult], inputs: Sequence[str]) -> None:
     """Command line of a step, as `python -m components.<room>.job` and `ray job submit` run it.
 
     Args:
-        step: called with a `Run` and one URI for each input.
+        step: called with a `Run` and one URI for each input; parameters that are true or false become options too.
         inputs: their names, which become options.
     """
+    flags = [name for name, parameter in inspect.signature(step).parameters.items() if isinstance(parameter.default, bool)]
     parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").strip())
-    parser.add_argument("--config", help="YAML file with settings")
+    parser.add_argument("--config", help="YAML or JSON file with settings, local or s3://")
+    parser.add_argument("--preset", choices=PRESETS, help="settings to start from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated")
     parser.add_argument("--run-id", default="manual", help="where the step's record goes: workspace/runs/RUN_ID")
     parser.add_argument("--fresh", action="store_true", help="redo the step even if it is finished")
     for name in inputs:
         parser.add_argument(f"--{name}", required=True, metavar="URI", help=f"folder that the step {name} wrote")
+    for name in flags:
+        parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     configure_logs()
     try:
-        run = Run(load_config(options["config"], overrides=options["set"]), options["run_id"], options["fresh"])
-        result = step(run, **{name: options[name] for name in inputs})
+        config = load_config(options["config"], preset=options["preset"], overrides=options["set"])
+        run = Run(config, options["run_id"], options["fresh"])
+        with error_kept(run):
+            result = step(run, **{name: options[name] for name in (*inputs, *flags) if name in options})
     except RankGRError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

@@ -1,5 +1,8 @@
 """Files behind URIs: a local path or s3://, through fsspec; a folder counts only once its manifest is written.
 
+S3 takes endpoint and credentials from the environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and
+whatever else botocore knows. Requests are repeated with back-off, large files travel in parts.
+
 A writer fills a folder and calls `commit`, which hashes every file and writes `manifest.json` last. A reader calls
 `open_committed`: without a manifest the folder is half-written and refused, with a wrong hash it is damaged.
 """
@@ -24,6 +27,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from infra.errors import IntegrityError, StorageError
@@ -31,6 +35,8 @@ from infra.errors import IntegrityError, StorageError
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _ASIDE = ".aside-"
+_S3_ATTEMPTS, _S3_CONNECT_S = 5, 10
+_S3_PART = 16 << 20  # a file of two parts or more is uploaded in parts, several at a time
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,31 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI and the path inside it.
-
-    S3 takes endpoint and credentials from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
-    """
+    """The fsspec filesystem of a URI and the path inside it."""
     with storage_errors(uri):
         try:
-            fs, path = fsspec.core.url_to_fs(uri)
+            fs, path = fsspec.core.url_to_fs(uri, **(_s3_options() if is_s3(uri) else {}))
         except ValueError as error:
             raise StorageError(f"no such kind of storage: {error}", where=uri, mend="use a local path or s3://") from error
     return fs, path
+
+
+def _s3_options() -> dict[str, Any]:
+    retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
+    config = {"retries": {**retries, "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _S3_ATTEMPTS))}}
+    # Other processes write to the same folders: a list that is kept would be an old one.
+    return {"use_listings_cache": False, "config_kwargs": {**config, "connect_timeout": _S3_CONNECT_S}}
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same driver for libraries that take Arrow's file systems, and the path inside it."""
+    fs, path = filesystem(uri)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+
+
+def is_s3(uri: str) -> bool:
+    """True for an s3:// URI."""
+    return uri.startswith(("s3://", "s3a://"))
 
 
 def is_local(uri: str) -> bool:
@@ -87,9 +108,13 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError("the path does not exist", where=str(error.filename or uri), mend="check the URI") from error
+        what = "the bucket does not exist" if is_s3(uri) and "bucket" in str(error) else "the path does not exist"
+        raise StorageError(what, where=str(error.filename or uri), mend="check the URI") from error
     except PermissionError as error:
-        raise StorageError("access is denied", where=uri, mend="check permissions or the S3 credentials") from error
+        if is_s3(uri):
+            keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise StorageError(f"S3 denies access: {error}", where=uri, mend=f"check {keys}, and what they may do in the bucket") from error
+        raise StorageError("access is denied", where=uri, mend="check its permissions") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError("the disk is full", where=uri, mend="free some space and run again; finished steps stay") from error
@@ -113,8 +138,9 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     """Relative paths of all files below a folder, sorted."""
     fs, path = filesystem(uri)
     with storage_errors(uri):
-        found = fs.find(path)
-    relative = (os.path.relpath(f, path) for f in found if f.endswith(suffix))
+        found = fs.find(path, detail=True)
+    # Some S3 servers list a folder whose files are gone.
+    relative = (os.path.relpath(f, path) for f, info in found.items() if f.endswith(suffix) and info["type"] != "directory")
     return sorted(name for name in relative if not os.path.basename(name).startswith(_ASIDE))  # of a writer that was killed
 
 
@@ -130,7 +156,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     fs, path = filesystem(uri)
     with storage_errors(uri):
         if not is_local(uri):
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, data, **({"chunksize": _S3_PART} if is_s3(uri) else {}))
             return
         folder = os.path.dirname(path) or "."
         os.makedirs(folder, exist_ok=True)

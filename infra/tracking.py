@@ -158,6 +158,15 @@ class Registry:
             raise _unreachable(self.uri, error) from error
         return bool(version.tags.get(_BUNDLE) == bundle_uri)
 
+    def run_of(self, number: str) -> str:
+        """Id of the MLflow run that a version came from."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.get_model_version(self.config.model_name, number).run_id)
+        except MlflowException as error:
+            raise _unreachable(self.uri, error) from error
+
     def promote(self, number: str) -> None:
         """Give a version the alias `champion`."""
         from mlflow.exceptions import MlflowException

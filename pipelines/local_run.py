@@ -16,13 +16,11 @@ from infra import storage
 from infra.cluster import RAYS_NICENESS, ray_session
 from infra.config import Config
 from infra.errors import RankGRError
-from infra.kfp_run import raise_saved_error
 from infra.local import no_process_left, valkey
 from infra.logs import get_logger
 from infra.slate_store import SlateStore
-from infra.steps import StepResult, run_records
+from infra.steps import StepResult, raise_kept_error, remember_run, run_records
 
-_LATEST = "latest.json"
 REDIS_URL = "RANKGR_REDIS_URL"
 
 
@@ -84,8 +82,8 @@ def new_run_id() -> str:
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
 
 
-def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepResult]:
-    """Run the training pipeline with `kfp.local`, each step a process of its own.
+def run_pipeline(config: Config, *, run_id: str, fresh: bool, refresh: bool = False) -> dict[str, StepResult]:
+    """Run the training pipeline, or the refresh pipeline, with `kfp.local`, each step a process of its own.
 
     Needs `local_services`.
 
@@ -97,6 +95,8 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
     """
     from kfp import local
 
+    from pipelines.placement import Placement
+    from pipelines.refresh import refresh_pipeline
     from pipelines.training import training_pipeline
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=os.path.join(_scratch(config), "kfp"), raise_on_error=True)
@@ -105,31 +105,15 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool) -> dict[str, StepR
     start = time.monotonic()
     try:
         with redirect_stdout(_StepLines()):
-            training_pipeline(config=config.to_json(), run_id=run_id, fresh=fresh)
+            # Here a step that fails is not tried again: nothing changes until somebody mends it.
+            pipeline = (refresh_pipeline if refresh else training_pipeline)(Placement(secret="", retries=0))
+            pipeline(preset="", config=config.to_json(), run_id=run_id, fresh=fresh)
     except RuntimeError as error:
-        raise_saved_error(config.workspace, run_id)
+        raise_kept_error(config.workspace, run_id)
         raise RankGRError(f"the pipeline failed: {error}", mend="see the log above; run again to go on") from error
     get_logger("pipeline").info("pipeline finished", seconds=round(time.monotonic() - start, 1), run=run_id)
     remember_run(config.workspace, run_id)
     return run_records(config.workspace, run_id)
-
-
-def remember_run(workspace: str, run_id: str) -> None:
-    """Make a run the one that `latest_run` finds."""
-    storage.write_json(storage.join(workspace, "runs", _LATEST), {"run_id": run_id})
-
-
-def latest_run(workspace: str) -> tuple[str, dict[str, StepResult]]:
-    """Id and steps of the last finished run.
-
-    Raises:
-        RankGRError: there is none.
-    """
-    uri = storage.join(workspace, "runs", _LATEST)
-    if not storage.exists(uri):
-        raise RankGRError("no run has finished in this workspace", where=workspace, mend="rankgr quickstart, or rankgr run")
-    run_id = str(storage.read_json(uri)["run_id"])
-    return run_id, run_records(workspace, run_id)
 
 
 def _scratch(config: Config) -> str:

@@ -11,10 +11,10 @@ def evaluate_retriever(
 ) -> str:
     """Retriever against popularity and item-kNN by one protocol; returns the step's folder."""
     from components.evaluation.job import step
-    from infra.kfp_run import step_process
+    from infra.kfp_run import on_ray, step_process
 
     with step_process(config, run_id, fresh) as run:
-        result = step(run, sessions, semantic_ids, training)
+        result = on_ray(run, step, sessions=sessions, semantic_ids=semantic_ids, training=training)
     for method in ("retriever", "item_knn", "popularity"):
         for name, value in result.metadata[method].items():
             metrics.log_metric(f"{method} {name}", value)

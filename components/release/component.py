@@ -6,11 +6,22 @@ from infra.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def release_bundle(config: str, run_id: str, fresh: bool, sessions: str, semantic_ids: str, training: str, evaluation: str) -> str:
-    """Bundle to the registry, alias champion; returns the step's folder."""
-    from components.release.job import step
+def release_bundle(
+    config: str, run_id: str, fresh: bool, sessions: str, semantic_ids: str, training: str, evaluation: str, model: dsl.Output[dsl.Model]
+) -> str:
+    """Bundle to the registry, alias champion; returns the step's folder. The artifact names MLflow's version and the bundle."""
+    import json
+    from pathlib import Path
+
+    from components.release.job import BUNDLE, step
+    from infra import storage
     from infra.kfp_run import step_process
+    from infra.tracking import Registry
 
     with step_process(config, run_id, fresh) as run:
         result = step(run, sessions, semantic_ids, training, evaluation)
+        model.metadata["bundle"] = storage.join(result.uri, BUNDLE)
+        model.metadata["mlflow_model"] = f"{run.config.tracking.model_name}/{result.metadata['mlflow_version']}"
+        model.metadata["mlflow_run"] = Registry(run.config.tracking, run.config.workspace).run_of(result.metadata["mlflow_version"])
+    Path(model.path).write_text(json.dumps(model.metadata), "utf-8")
     return result.uri

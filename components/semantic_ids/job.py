@@ -17,13 +17,14 @@ from components.semantic_ids.coder import QUANTIZER, Coder, new_quantizer, warn_
 from components.semantic_ids.collaborative import Timelines, held_out_pairs, split_users
 from components.semantic_ids.collisions import check_capacity, resolve_collisions
 from components.semantic_ids.features import ItemFeatures, item_features
+from components.semantic_ids.frozen import encode_frozen, frozen_features, join_frozen
 from components.semantic_ids.life_cycle import churn, earlier_codes
 from components.semantic_ids.quantize import Quantizer
 from components.semantic_ids.ray_shards import ray_shards, write_blocks
 from components.semantic_ids.report import SECTION, render_page, render_section
 from components.semantic_ids.shards import Codes, Ints, LocalShards, Matrix, Shards
 from components.semantic_ids.stats import prefix_hit_rate, sid_statistics
-from components.semantic_ids.table import sids_table
+from components.semantic_ids.table import codes_of, sids_table
 from infra import records as r
 from infra import storage
 from infra.cluster import ray_session
@@ -57,13 +58,21 @@ def build_semantic_ids(config: Config, sessions_uri: str, out_uri: str) -> dict[
         before = _earlier(settings, catalogue)
         timelines = training_items(storage.read_table(storage.join(sessions_uri, "timelines")))
         with scratch(out_uri) as new, ray_session(config.cluster) if settings.workers else nullcontext():
-            features = item_features(catalogue, timelines, settings, new=new, seed=config.seed)
-            _tell(features, catalogue)
-            coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
-            encoded = _fit(coder, features.features_ND, config, before, out_uri)
-            vectors = _quantized(coder.quantizer, features.features_ND, settings, new)
             popularity, capacity = catalogue.table(r.POPULARITY)[r.POPULARITY].to_numpy(), items_per_sid(settings)
-            codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=capacity, before_NM=before)
+            if settings.freeze:
+                coder = Coder.read(settings.earlier, settings)
+                features = frozen_features(catalogue, coder.encoder, new)
+            else:
+                features = item_features(catalogue, timelines, settings, new=new, seed=config.seed)
+                coder = Coder(features.encoder, new_quantizer(settings, seed=config.seed))
+            _tell(features, catalogue)
+            encoded = None if settings.freeze else _fit(coder, features.features_ND, config, before, out_uri)
+            vectors = _quantized(coder.quantizer, features.features_ND, settings, new)
+            if encoded is None:
+                encoded = encode_frozen(vectors, coder.quantizer)
+                codes = join_frozen(encoded, vectors, coder.quantizer, before, _taken(settings), popularity, capacity=capacity)
+            else:
+                codes = resolve_collisions(encoded, vectors, coder.quantizer.codebooks, popularity, capacity=capacity, before_NM=before)
             stats = _statistics(features, timelines, encoded, codes, coder.quantizer, config)
             stats |= {} if before is None else {"churn": churn(before, codes)}
             _write_report(catalogue, features, codes, popularity, stats, settings, out_uri)
@@ -130,6 +139,11 @@ def _earlier(settings: SemanticIdConfig, catalogue: Catalogue) -> Codes | None:
         return None
     table = storage.read_table(storage.join(settings.earlier, SIDS))
     return earlier_codes(table, catalogue.table(r.ITEM_ID)[r.ITEM_ID], levels=settings.levels, codes=settings.codes)
+
+
+def _taken(settings: SemanticIdConfig) -> Codes:
+    """Codes of an earlier table, with those of items that are gone: nothing new takes their place."""
+    return codes_of(storage.read_table(storage.join(settings.earlier, SIDS)))
 
 
 def _write_report(

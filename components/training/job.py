@@ -64,6 +64,8 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
     if storage.exists(storage.join(out_uri, _RUN, "checkpoint_manager_snapshot.json")):
         get_logger(STEP).info("an interrupted run is continued from its last checkpoint")
     arguments = {"config": config.to_json(), "sessions": sessions_uri, "sids": sids_uri}
+    # Ray's own S3 driver takes other settings from the environment than ours.
+    storage_fs, storage_path = (None, out_uri) if storage.is_local(out_uri) else storage.arrow_filesystem(out_uri)
     with remote_progress(step=STEP, unit="steps") as progress:
         trainer = TorchTrainer(
             _worker,
@@ -72,7 +74,8 @@ def train_retriever(config: Config, sessions_uri: str, sids_uri: str, out_uri: s
             scaling_config=ScalingConfig(num_workers=training.workers, use_gpu=training.use_gpu, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(
                 name=_RUN,
-                storage_path=out_uri,
+                storage_path=storage_path,
+                storage_filesystem=storage_fs,
                 failure_config=FailureConfig(max_failures=training.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),
@@ -145,6 +148,7 @@ def _train(arguments: Mapping[str, Any]) -> None:
     from components.training.data import plan_batches, training_rows
     from components.training.early_stopping import EarlyStopping
     from components.training.loop import build_average, build_model, build_optimizer, first_state, run_epochs
+    from components.training.warm_start import start_from_bundle
 
     config = Config.from_json(arguments["config"])
     training, context = config.training, ray.train.get_context()
@@ -158,6 +162,8 @@ def _train(arguments: Mapping[str, Any]) -> None:
     early = EarlyStopping(config, timelines, sids, rank=rank, world_size=world_size) if training.patience else None
     # On its device before optimizer and average are made: a checkpoint is loaded to where the weights are.
     model = build_model(config, sids, codebooks_of(config, arguments["sids"])).to(ray.train.torch.get_device())
+    if training.start_from:
+        start_from_bundle(model, sids, config)
     steps = plan_batches(rows, config, world_size=world_size).steps
     optimizer, schedule = build_optimizer(model, config, steps)
     average = build_average(model, config)

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from infra.errors import RankGRError
-from pipelines.cli import data, doctor, quickstart, release, report, run, serve, settings, sids, simulate, stream
+from pipelines.cli import data, doctor, kubeflow, plan, quickstart, release, report, run, serve, settings, sids, simulate, stream
 
 app = typer.Typer(
     name="rankgr",
@@ -27,7 +27,10 @@ app.command("run")(run.run)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("precompute")(run.precompute)
-app.command("compile")(run.compile_pipeline)
+app.command("refresh")(run.refresh)
+app.command("compile")(kubeflow.compile_pipelines)
+app.command("submit")(kubeflow.submit)
+app.command("plan")(plan.plan)
 app.command("serve")(serve.serve)
 app.command("stream")(stream.stream)
 app.command("simulate")(simulate.simulate)

@@ -7,9 +7,9 @@ import sys
 
 import typer
 
+from infra.steps import latest_run
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, settings_of
 from pipelines.cli.show import open_page, page_of, print_figures, report_of
-from pipelines.local_run import latest_run
 
 
 def report(

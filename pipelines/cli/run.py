@@ -1,21 +1,17 @@
-"""`rankgr run`, `train`, `evaluate`, `precompute`, `compile`: the pipeline, whole or up to a step."""
+"""`rankgr run`, `refresh`, `train`, `evaluate`, `precompute`: the pipeline, whole or up to a step."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-import typer
 
 from components.precompute import job as precompute_job
 from components.sessions import job as sessions_job
-from infra import storage
 from infra.config import Config
 from infra.errors import DataError
-from infra.steps import Run, StepResult
+from infra.steps import Run, StepResult, latest_run, remember_run
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
 from pipelines.cli.show import print_figures
-from pipelines.local_run import local_services, new_run_id, remember_run, run_pipeline
+from pipelines.local_run import local_services, new_run_id, run_pipeline
 
 _STEPS = ["sessions", "semantic_ids", "training", "evaluation", "reward", "gate", "release", "precompute"]
 
@@ -40,6 +36,29 @@ def run(
     run_id = new_run_id()
     with local_services(settings):
         records = run_pipeline(settings, run_id=run_id, fresh=fresh)
+    print_figures(settings, records)
+
+
+def refresh(
+    logs: Logs = None,
+    items: Items = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the pipeline on newer logs from the champion on: its SIDs are kept, new items join, training goes on from its weights.
+
+    Example: `rankgr refresh --preset kuairand --logs all_events.parquet --items items.parquet`
+    """
+    settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    if dry_run:
+        announce(settings, [f"run the step {name}" for name in _STEPS])
+        return
+    run_id = new_run_id()
+    with local_services(settings):
+        records = run_pipeline(settings, run_id=run_id, fresh=fresh, refresh=True)
     print_figures(settings, records)
 
 
@@ -99,8 +118,6 @@ def precompute(
 
     Example: `rankgr precompute --set slate_store.url=redis://localhost:6379/0`
     """
-    from pipelines.local_run import latest_run
-
     settings = settings_of(config, preset, overrides)
     run_id, records = latest_run(settings.workspace)
     if "release" not in records:
@@ -111,27 +128,6 @@ def precompute(
     with local_services(settings):
         result = precompute_job.step(Run(settings, run_id, fresh), records["sessions"].uri, records["release"].uri)
     sys.stdout.write(f"{result.metadata['users']} users, version {result.metadata['version']}\n")
-
-
-def compile_pipeline(
-    output: Path = typer.Option(Path("pipelines/compiled/training.yaml"), "--output", "-o", help="Where the YAML goes."),
-    dry_run: DryRun = False,
-) -> None:
-    """Compile the pipeline for a Kubeflow cluster.
-
-    Example: `rankgr compile -o training.yaml`
-    """
-    from kfp import compiler
-
-    from pipelines.training import training_pipeline
-
-    if dry_run:
-        sys.stdout.write(f"would write {output}\n")
-        return
-    with storage.storage_errors(str(output)):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(training_pipeline, str(output))
-    sys.stdout.write(f"{output}\n")
 
 
 def checked(settings: Config) -> Config:

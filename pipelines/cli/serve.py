@@ -17,9 +17,10 @@ from infra.config import Config
 from infra.errors import DataError
 from infra.local import require_port
 from infra.slate_store import SlateStore
+from infra.steps import latest_run
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, announce, console, settings_of
-from pipelines.local_run import latest_run, local_services, redis_url
+from pipelines.local_run import local_services, redis_url
 
 _WAKE_S = 0.5
 

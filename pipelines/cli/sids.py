@@ -13,11 +13,11 @@ from components.sessions.catalogue import build_catalogue, catalogue_table
 from infra import storage
 from infra.config import Config
 from infra.errors import ConfigError
-from infra.steps import Run
+from infra.steps import Run, remember_run
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, console, settings_of
 from pipelines.cli.run import checked
-from pipelines.local_run import interruptible, local_services, new_run_id, remember_run
+from pipelines.local_run import interruptible, local_services, new_run_id
 
 app = typer.Typer(invoke_without_command=True)
 

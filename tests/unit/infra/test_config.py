@@ -184,3 +184,12 @@ def test_presets_hold_nothing_that_the_schema_does_not_know() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().seed = 5  # type: ignore[misc]
+
+
+def test_frozen_sids_want_an_earlier_table() -> None:
+    with pytest.raises(ConfigError, match=r"semantic_ids\.earlier"):
+        load_config(overrides=["semantic_ids.freeze=true"])
+
+
+def test_a_json_file_keeps_its_numbers(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path / "c.json", '{"training": {"learning_rate": 1e-05}}')).training.learning_rate == 1e-5

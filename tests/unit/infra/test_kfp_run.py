@@ -8,7 +8,8 @@ import pytest
 
 from infra.config import Config, load_config
 from infra.errors import ConfigError, DataError, IntegrityError
-from infra.kfp_run import raise_saved_error, step_process
+from infra.kfp_run import step_process
+from infra.steps import raise_kept_error
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def fail(config: Config, error: Exception) -> SystemExit:
 def test_a_step_gets_the_run_of_its_parameters(config: Config) -> None:
     with step_process(config.to_json(), "r1", fresh=True) as run:
         assert (run.config, run.run_id, run.fresh) == (config, "r1", True)
-    raise_saved_error(config.workspace, "r1")
+    raise_kept_error(config.workspace, "r1")
 
 
 def test_an_error_ends_the_step_with_its_exit_code_and_is_raised_again_as_what_it_was(
@@ -34,18 +35,18 @@ def test_an_error_ends_the_step_with_its_exit_code_and_is_raised_again_as_what_i
     assert fail(config, DataError("broken", where="log.csv", mend="repair it")).code == 3
     assert "broken" in capsys.readouterr().err
     with pytest.raises(DataError) as caught:
-        raise_saved_error(config.workspace, "r1")
+        raise_kept_error(config.workspace, "r1")
     assert str(caught.value) == "broken\n  where: log.csv\n  mend:  repair it"
-    raise_saved_error(config.workspace, "another run")
+    raise_kept_error(config.workspace, "another run")
 
 
 def test_a_later_attempt_of_the_run_forgets_the_error(config: Config) -> None:
     fail(config, IntegrityError("damaged"))
     with pytest.raises(IntegrityError):
-        raise_saved_error(config.workspace, "r1")
+        raise_kept_error(config.workspace, "r1")
     with step_process(config.to_json(), "r1", fresh=False):
         pass
-    assert raise_saved_error(config.workspace, "r1") is None
+    assert raise_kept_error(config.workspace, "r1") is None
 
 
 def test_a_full_disk_does_not_hide_the_error(config: Config, tmp_path: Path) -> None:

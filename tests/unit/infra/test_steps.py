@@ -13,7 +13,7 @@ import pytest
 from infra import steps, storage
 from infra.config import load_config
 from infra.errors import DataError, IntegrityError
-from infra.steps import Run, StepResult, code_version, content_of, job_main, run_records, run_step
+from infra.steps import Run, StepResult, code_version, content_of, job_main, raise_kept_error, run_records, run_step
 
 ROOT = Path(__file__).resolve().parents[3]
 Work = Callable[[str], dict[str, Any]]
@@ -175,6 +175,30 @@ def test_a_job_takes_its_inputs_and_settings_from_the_command_line(
     [(run, source)] = call_main(monkeypatch, "--source", "s3://in", "--set", "seed=5", "--run-id", "r7", "--fresh")
     assert (source, run.config.seed, run.run_id, run.fresh) == ("s3://in", 5, "r7", True)
     assert capsys.readouterr().out == "/where/it/lies\n"
+
+
+def test_parameters_of_a_step_that_are_true_or_false_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+
+    def step(run: Run, *, strict: bool = True) -> StepResult:
+        calls.append(strict)
+        return StepResult("step", "/where/it/lies", False, 0.1)
+
+    for arguments in ([], ["--no-strict"]):
+        monkeypatch.setattr(sys, "argv", ["job", *arguments])
+        job_main(step, ())
+    assert calls == [True, False]
+
+
+def test_the_error_of_a_job_is_left_for_who_submitted_it(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    def step(run: Run) -> StepResult:
+        raise DataError("broken", where="log.csv", mend="repair it")
+
+    monkeypatch.setattr(sys, "argv", ["job", "--set", f"workspace={workspace}", "--run-id", "r7"])
+    with pytest.raises(SystemExit):
+        job_main(step, ())
+    with pytest.raises(DataError, match="broken"):
+        raise_kept_error(str(workspace), "r7")
 
 
 def test_a_job_without_its_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

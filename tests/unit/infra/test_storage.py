@@ -138,7 +138,7 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
 
 
 def test_denied_access_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="access is denied"), storage.storage_errors("s3://bucket/key"):
+    with pytest.raises(StorageError, match="access is denied"), storage.storage_errors("/etc/shadow"):
         raise PermissionError
 
 

@@ -1,0 +1,195 @@
+"""Steps as jobs of a Ray cluster: submitted through its jobs API, logs followed, stopped when the caller is.
+
+`python -m infra.ray_jobs` says how large the upload of the code is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra import storage
+from infra.cluster import quiet_ray
+from infra.errors import ServiceError
+from infra.local import signals_interrupt
+from infra.logs import configure_logs, get_logger
+from infra.sections import ClusterConfig
+from infra.steps import Run, StepResult, raise_kept_error, run_records
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNTIME_ENV = ROOT / "infra" / "ray" / "runtime_env.yaml"
+_TRIES, _PAUSE_S = 5, 2.0
+_STOP_S = 20.0  # a pod that is deleted has half a minute
+
+
+def run_job(run: Run, step: Callable[..., StepResult], inputs: Mapping[str, str | bool]) -> StepResult:
+    """Do a step as `python -m components.<room>.job` in the cluster and wait for its end.
+
+    A job of the same run and step that is under way, left by a caller that was killed, is followed rather than started twice.
+
+    Args:
+        run: its workspace must be one that the cluster reaches; the settings travel in a file there.
+        step: the function `step` of a `job.py`.
+        inputs: its arguments.
+
+    Raises:
+        RankGRError: the error that the step raised in the cluster.
+        ServiceError: the jobs API cannot be used, or the job failed without an error of ours.
+    """
+    module = inspect.getmodule(step)
+    assert module is not None
+    name, room = module.STEP, module.__name__
+    config_uri = storage.join(run.config.workspace, "runs", run.run_id, f"{name}.config.json")
+    storage.write_bytes(config_uri, run.config.to_json().encode())
+    command = shlex.join(["python", "-m", room, "--config", config_uri, "--run-id", run.run_id, *_options({**inputs, "fresh": run.fresh})])
+    job = Job.of(run.config.cluster, f"rankgr-{run.run_id}-{name}", command)
+    with _stopped_with_us(job):
+        succeeded = job.follow()
+    if not succeeded:
+        raise_kept_error(run.config.workspace, run.run_id)
+        raise ServiceError(
+            f"the Ray job failed: {job.message()}", where=f"{job.url}, job {job.id}", mend=f"ray job logs {job.id}; run again"
+        )
+    return run_records(run.config.workspace, run.run_id)[name]
+
+
+def _options(values: Mapping[str, str | bool]) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, str):
+            yield from (f"--{name}", value)
+        elif value or name != "fresh":
+            yield f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+
+
+class Job:
+    """A job of a cluster; `of` finds or submits it."""
+
+    def __init__(self, client: Any, url: str, number: str) -> None:
+        self.client, self.url, self.id = client, url, number
+
+    @staticmethod
+    def of(cluster: ClusterConfig, name: str, command: str) -> Job:
+        """The job of this name that has not ended, else a new one: `name-1`, or the number after the last one.
+
+        Raises:
+            ServiceError: the jobs API does not answer, refuses the token, or refuses the job.
+        """
+        from ray.job_submission import JobSubmissionClient
+
+        with _api_errors(cluster.jobs_url):
+            client = JobSubmissionClient(cluster.jobs_url)
+            earlier = {str(job.submission_id): job.status for job in client.list_jobs() if str(job.submission_id).startswith(f"{name}-")}
+            for number, status in earlier.items():
+                if not status.is_terminal():
+                    get_logger("ray").info("a job that is under way is followed", job=number)
+                    return Job(client, cluster.jobs_url, number)
+            environment = runtime_env(upload=cluster.jobs_upload)
+            number = client.submit_job(
+                entrypoint=command,
+                submission_id=f"{name}-{len(earlier) + 1}",
+                runtime_env=environment,
+                entrypoint_num_cpus=cluster.job_cpus,
+            )
+        get_logger("ray").info("job submitted", job=number, cluster=cluster.jobs_url)
+        return Job(client, cluster.jobs_url, number)
+
+    def follow(self) -> bool:
+        """Pass on what the job writes until it ends; True where it succeeded. A connection that breaks is made again."""
+        from aiohttp import ClientError
+
+        shown, tries = 0, 0
+        while True:
+            try:
+                shown = asyncio.run(self._tail(shown))
+            except (RuntimeError, OSError, ClientError) as error:
+                tries += 1
+                if tries > _TRIES:
+                    raise ServiceError(f"the logs of the job break off: {error}", where=self.url, mend=f"ray job logs {self.id}") from error
+            with _api_errors(self.url):
+                status = self.client.get_job_status(self.id)
+            if status.is_terminal():
+                return bool(status == "SUCCEEDED")
+            time.sleep(_PAUSE_S)
+
+    async def _tail(self, shown: int) -> int:
+        """Write the log from a character on; the number of characters that it had."""
+        seen = 0
+        async for text in self.client.tail_job_logs(self.id):
+            sys.stderr.write(text[max(shown - seen, 0) :])
+            sys.stderr.flush()
+            seen += len(text)
+        return max(seen, shown)
+
+    def message(self) -> str:
+        """How the job ended."""
+        with _api_errors(self.url):
+            return str(self.client.get_job_info(self.id).message or "no reason is given")
+
+    def stop(self) -> None:
+        """Have the cluster stop the job, and wait until it has: the next attempt works in the same folder."""
+        deadline = time.monotonic() + _STOP_S
+        with _api_errors(self.url):
+            self.client.stop_job(self.id)
+            while not self.client.get_job_status(self.id).is_terminal() and time.monotonic() < deadline:
+                time.sleep(_PAUSE_S / 4)
+
+
+def runtime_env(*, upload: bool) -> dict[str, Any]:
+    """The environment of `infra/ray/runtime_env.yaml`, with this code as the working directory if it is to be uploaded."""
+    environment = dict(yaml.safe_load(RUNTIME_ENV.read_text("utf-8")))
+    excludes = environment.pop("excludes")
+    return {**environment, "working_dir": str(ROOT), "excludes": excludes} if upload else environment
+
+
+def upload_bytes(folder: Path = ROOT) -> int:
+    """Size of what `ray job submit --working-dir` uploads of a checkout."""
+    from ray._private.runtime_env.packaging import create_package
+
+    quiet_ray()
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "package.zip"
+        excludes = yaml.safe_load(RUNTIME_ENV.read_text("utf-8"))["excludes"]
+        create_package(str(folder), package, include_gitignore=True, excludes=excludes)
+        return package.stat().st_size
+
+
+@contextmanager
+def _stopped_with_us(job: Job) -> Iterator[None]:
+    """Stop the job where this process is interrupted: Ctrl-C, or the SIGTERM of a pod that is deleted."""
+    with signals_interrupt():
+        try:
+            yield
+        except KeyboardInterrupt:
+            get_logger("ray").warning("interrupted: the job is stopped", job=job.id)
+            job.stop()
+            raise
+
+
+@contextmanager
+def _api_errors(url: str) -> Iterator[None]:
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RuntimeError, ConnectionError, ValueError, RayError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ServiceError(
+            f"the jobs API of the Ray cluster cannot be used: {first}",
+            where=url,
+            mend="check cluster.jobs_url, that the cluster runs, and the RAY_AUTH_* variables",
+        ) from error
+
+
+if __name__ == "__main__":
+    configure_logs()
+    sys.stdout.write(f"{upload_bytes() / 1000:,.0f} kB are uploaded\n")

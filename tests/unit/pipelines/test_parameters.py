@@ -1,0 +1,47 @@
+"""Parameters of a pipeline run: layers, and everything that is wrong in one error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.config import load_config
+from infra.errors import ConfigError
+from pipelines.parameters import refreshed, resolve
+from tests.logs import SETTINGS, write_log
+
+
+def test_each_layer_lies_over_the_one_before(tmp_path: Path) -> None:
+    events, items = write_log(tmp_path)
+    columns = [text for text in SETTINGS if text != "--set"]
+    found = resolve(
+        "tiny", str(events), str(items), [*columns, "training.epochs=9"], '{"seed": 4, "training": {"epochs": 8, "workers": 3}}'
+    )
+    assert (found.training.epochs, found.training.workers, found.seed, found.retriever.layers) == (9, 3, 4, 1)
+    assert (found.data.logs, found.data.items) == (str(events), str(items))
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve("tny", "/nowhere/log.csv", "/nowhere/items.csv", ["epochs", "training.epochs=0", "sed=1"], "[]")
+    problems = caught.value.what.splitlines()
+    assert problems[0] == "7 of the parameters cannot be used:"
+    for part in ("preset: unknown preset 'tny'", "config: not a JSON mapping", "overrides: cannot read 'epochs'", "training.epochs: "):
+        assert any(part in problem for problem in problems), part
+    assert any("did you mean 'seed'" in problem for problem in problems)
+    assert [p for p in problems if "the path does not exist" in p] == [
+        "  - logs_uri: the path does not exist (/nowhere/log.csv)",
+        "  - items_uri: the path does not exist (/nowhere/items.csv)",
+    ]
+
+
+def test_what_is_wrong_with_the_logs_is_one_of_the_problems(tmp_path: Path) -> None:
+    events, _ = write_log(tmp_path)
+    with pytest.raises(ConfigError, match="missing columns: 'user_id'"):
+        resolve("tiny", str(events), "", [], "")
+
+
+def test_without_a_champion_there_is_nothing_to_refresh(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no champion to go on from"):
+        refreshed(load_config(preset="tiny", overrides=[f"workspace={tmp_path}"]))
