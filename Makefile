@@ -7,7 +7,7 @@ TOOLS := $(VENV)/tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: quickstart test test-faults test-tools lint format setup setup-dev clean help
+.PHONY: quickstart test test-faults test-tools chart chart-files lint format setup setup-dev clean help
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -19,10 +19,17 @@ quickstart: $(VENV)/.local ## install, then raw logs to served slates on MovieLe
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test: $(VENV)/.dev test-tools ## install, then the tests
-	@$(PYTEST) --dist loadgroup --ignore tests/fault
+	@$(PYTEST) --dist loadgroup --ignore tests/fault --ignore tests/chart
 
 test-faults: $(VENV)/.dev ## install, then the tests that interrupt and kill what runs
 	@$(PYTEST) --dist loadfile tests/fault
+
+chart: $(VENV)/.dev ## install, then the tests of the Helm chart, with a real Helm
+	@$(BIN)/python -m tests.chart.tools
+	@$(PYTEST) --dist loadfile tests/chart
+
+chart-files: $(VENV)/.dev ## make what follows from the chart's values.yaml: schema, README, copies
+	@$(BIN)/python -m tests.chart.generate
 
 # What pip does not bring. Without it the tests that need it are skipped and say so; with CI=true they fail.
 BROWSER := chromium-headless-shell fonts-dejavu-core
