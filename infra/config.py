@@ -160,7 +160,7 @@ def load_config(
         ConfigError: a file that is missing or no mapping, an unknown key (with the nearest known one), a bad value.
     """
     settings: dict[str, Any] = {}
-    from_file = _read_file(path) if path else {}
+    from_file = read_settings(path) if path else {}
     preset = preset or from_file.pop("preset", None) or fallback_preset
     from_file.pop("preset", None)
     if preset:
@@ -186,7 +186,12 @@ def preset_settings(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text) or {})
 
 
-def _read_file(uri: str) -> dict[str, Any]:
+def read_settings(uri: str) -> dict[str, Any]:
+    """Settings of a YAML or JSON file, unchecked.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping.
+    """
     try:
         if storage.is_local(uri) and not Path(storage.filesystem(uri)[1]).exists():
             raise ConfigError("the configuration file does not exist", where=uri, mend="check --config")

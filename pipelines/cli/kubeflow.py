@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import sys
 import tempfile
@@ -13,9 +14,10 @@ import httpx
 import typer
 
 from infra import storage
+from infra.config import read_settings
 from infra.credentials import read_secret
 from infra.errors import ConfigError, ServiceError
-from pipelines.cli.common import DryRun, Fresh, Items, Logs, Overrides, Preset
+from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset
 from pipelines.parameters import resolve
 
 _REACH_S = 20.0
@@ -59,6 +61,7 @@ def submit(
     host: Annotated[str, typer.Option("--host", envvar="KFP_HOST", help="Address of Kubeflow Pipelines, https://...")],
     logs: Logs = None,
     items: Items = None,
+    config: ConfigFile = None,
     preset: Preset = None,
     overrides: Overrides = None,
     pipeline: Annotated[Name, typer.Option("--pipeline", help="Which one.")] = "training",
@@ -80,8 +83,11 @@ def submit(
 
     Example: `rankgr submit --host https://kubeflow.example.com/pipeline --token file:token --preset kuairand --logs s3://raw/events.parquet`
     """
-    named: dict[str, Any] = {"preset": preset or "small", "logs_uri": logs or "", "items_uri": items or "", "overrides": overrides or []}
-    settings = resolve(**named, config="", read_data=False)
+    base = read_settings(config) if config else {}
+    preset = preset or base.pop("preset", None) or "small"
+    named: dict[str, Any] = {"preset": preset, "logs_uri": logs or "", "items_uri": items or "", "overrides": overrides or []}
+    named["config"] = json.dumps(base) if base else ""
+    settings = resolve(**named, read_data=False)
     arguments = {**named, "fresh": fresh, **({"image": image} if image else {})}
     if storage.is_local(settings.workspace) or storage.is_local(settings.data.logs):
         where = f"workspace: {settings.workspace}, logs: {settings.data.logs or 'none'}"

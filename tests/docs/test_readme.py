@@ -82,5 +82,5 @@ def test_every_command_has_help_with_an_example() -> None:
     for name in sorted((set(names) - {"data", "config", "release"}) | groups):
         help_text = help_of(*name.split())
         assert "Example" in help_text
-        for option in ("--config", "--set", "--dry-run") if name != "compile" else ("--dry-run",):
+        for option in ("--config", "--set", "--dry-run") if name not in ("compile", "plan") else ("--dry-run",):
             assert option in help_text

@@ -9,7 +9,7 @@ import pytest
 
 from infra import storage
 from infra.config import load_config
-from infra.steps import StepResult, latest_run
+from infra.steps import latest_run
 from infra.tracking import Registry
 from tests.command import Finished, rankgr
 from tests.logs import SETTINGS, START_S
@@ -33,13 +33,16 @@ def options(folder: Path) -> list[str]:
     return ["--preset", "tiny", "--logs", str(folder / "events.csv"), "--items", str(folder / "items.csv"), *SETTINGS]
 
 
-def codes(step: StepResult) -> dict[str, list[int]]:
-    table = storage.read_table(storage.join(step.uri, "sids.parquet"))
+def codes(uri: str) -> dict[str, list[int]]:
+    table = storage.read_table(storage.join(uri, "sids.parquet"))
     return dict(zip(table["item_id"].to_pylist(), table["codes"].to_pylist(), strict=True))
 
 
 def test_a_refresh_keeps_the_sids_lets_new_items_join_and_starts_from_the_champion(folder: Path) -> None:
-    _, before = latest_run(str(folder / ".rankgr"))
+    config = load_config(overrides=[f"workspace={folder / '.rankgr'}"])
+    registry = Registry(config.tracking, config.workspace)
+    before = registry.champion()
+    assert before is not None
     with (folder / "events.csv").open("a") as log:
         log.writelines(
             f"u{user},{item},{START_S + 900_000 + user * 10 + n},3\n" for user in range(20) for n, item in enumerate(("sku-01", NEW))
@@ -49,15 +52,14 @@ def test_a_refresh_keeps_the_sids_lets_new_items_join_and_starts_from_the_champi
     done = rankgr("refresh", *options(folder), folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     _, after = latest_run(str(folder / ".rankgr"))
-    old, new = codes(before["semantic_ids"]), codes(after["semantic_ids"])
+    old, new = codes(before.bundle_uri), codes(after["semantic_ids"].uri)
     assert {item: new[item] for item in old} == old
     assert new[NEW] not in old.values()
-    config = load_config(overrides=[f"workspace={folder / '.rankgr'}"])
-    champion = Registry(config.tracking, config.workspace).champion()
+    champion = registry.champion()
     assert champion is not None
     assert champion.bundle_uri == storage.join(after["release"].uri, "bundle")
     settings = storage.read_json(storage.join(champion.bundle_uri, "config.json"))
-    assert settings["training"]["start_from"] == storage.join(before["release"].uri, "bundle")
+    assert settings["training"]["start_from"] == before.bundle_uri
     assert after["precompute"].metadata["version"] == after["release"].metadata["version"]
 
 

@@ -56,12 +56,15 @@ def server() -> Iterator[tuple[str, list[tuple[str, str, str, Any]]]]:
 def test_a_run_is_started_with_its_parameters_and_the_token(server: tuple[str, list[Any]], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("let-me-in\n")
     where = ("--host", server[0], "--token", f"file:{tmp_path / 'token'}", "--namespace", "team", "--experiment", "rankgr")
-    done = rankgr_here("submit", *where, "--pipeline", "refresh", "--preset", "kuairand", *LOGS, folder=tmp_path)
+    (tmp_path / "run.yaml").write_text("preset: kuairand\ntraining: {epochs: 3}\n")
+    settings = ("--config", str(tmp_path / "run.yaml"))
+    done = rankgr_here("submit", *where, "--pipeline", "refresh", *settings, *LOGS, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "run-1"
     (body,) = [body for method, path, _, body in server[1] if method == "POST" and path.split("?")[0].endswith("/runs")]
     given = body["runtime_config"]["parameters"]
     assert (given["preset"], given["logs_uri"], given["overrides"]) == ("kuairand", LOGS[1], [LOGS[3]])
+    assert json.loads(given["config"]) == {"training": {"epochs": 3}}
     assert "rankgr-refresh" in json.dumps(body["pipeline_spec"])
 
 
