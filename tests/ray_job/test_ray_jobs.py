@@ -88,7 +88,7 @@ def cancel_a_kubeflow_step(walk: Walk) -> subprocess.CompletedProcess[str]:
     step = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     checkpoints = Path(config.workspace) / "steps/training"
-    while not list(checkpoints.glob("*/checkpoints/checkpoint_*")):
+    while not list(checkpoints.glob("*/checkpoints/checkpoint_manager_snapshot.json")):
         assert step.poll() is None, step.communicate()
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.1)
@@ -99,7 +99,7 @@ def cancel_a_kubeflow_step(walk: Walk) -> subprocess.CompletedProcess[str]:
 
 def test_every_step_runs_as_a_submitted_job(walk: Walk) -> None:
     failed = {room: done.stdout[-2000:] + done.stderr[-2000:] for room, done in walk.outputs.items() if done.returncode}
-    assert not failed
+    assert not failed, "\n".join(failed.values())
     assert {"sessions", "semantic_ids", "training", "evaluation", "release", "precompute"} <= set(walk.outputs)
 
 
