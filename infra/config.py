@@ -25,6 +25,7 @@ from infra.sections import (
     EvaluationConfig,
     GateConfig,
     RetrieverConfig,
+    RewardConfig,
     Section,
     SemanticIdConfig,
     ServingConfig,
@@ -53,6 +54,7 @@ class Config(Section):
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    reward: RewardConfig = RewardConfig()
     tracking: TrackingConfig = TrackingConfig()
     slate_store: SlateStoreConfig = SlateStoreConfig()
     serving: ServingConfig = ServingConfig()
@@ -102,6 +104,17 @@ class Config(Section):
             raise ValueError(
                 "training.loss.label_smoothing would give probability to codewords that retriever.codeword_softmax=children rules out: "
                 "set one of them back"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_are_signals(self) -> Self:
+        signals = self.data.columns.signals
+        unknown = sorted({*self.reward.objectives, *self.reward.thresholds} - set(signals))
+        if signals and unknown:
+            raise ValueError(
+                f"reward.objectives and reward.thresholds name {', '.join(unknown)}, but data.columns.signals has {', '.join(signals)}: "
+                "name the column there, or leave the objective out"
             )
         return self
 

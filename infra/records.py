@@ -26,6 +26,7 @@ CODES: Final = "codes"
 POPULARITY: Final = "popularity"
 SEGMENT: Final = "segment"
 SEGMENTS: Final = "segments"
+SIGNALS: Final = "signals"
 REASON: Final = "reason"
 RAW: Final = "raw"
 
@@ -58,6 +59,7 @@ EVENTS: Final = pa.schema(
         pa.field(TIMESTAMP, pa.int64(), nullable=False),  # milliseconds, UTC
         pa.field(LEVEL, pa.int8(), nullable=False),  # Level
         pa.field(SEGMENT, pa.string()),  # of the user; null where the log names none
+        pa.field(SIGNALS, pa.list_(pa.float32())),  # in the order of `data.columns.signals`; null where it names none
     ]
 )
 
@@ -92,6 +94,8 @@ TIMELINES: Final = pa.schema(
         pa.field("timestamps", pa.list_(pa.int64()), nullable=False),
         pa.field("requests", pa.list_(pa.int32()), nullable=False),  # 0, 0, 1, ...: ordinal of the request of the user
         pa.field("phases", pa.list_(pa.int8()), nullable=False),  # Phase, never decreasing
+        # The values of each event, one after the other, in the order of `data.columns.signals`; null: not known, or none are named.
+        pa.field(SIGNALS, pa.list_(pa.float32())),
     ]
 )
 

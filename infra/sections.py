@@ -29,6 +29,9 @@ class Columns(Section):
     """Column with the request or session id; null cuts requests by `request_gap_minutes`."""
     segment: str | None = None
     """Column of the log with what the user belongs to, such as a region: who has no slate yet is shown what is popular there."""
+    signals: dict[str, str] = {}
+    """Name -> column of the log with a number or a flag that says more than the level does, such as `watch_ms: play_time_ms`: what
+    the reward model learns to foresee."""
     title: str | None = "title"
     text: list[str] = ["title", "category", "brand"]
     """Item columns joined into the text that is encoded; those that do not exist are left out."""
@@ -285,6 +288,49 @@ class GateConfig(Section):
     max_drop_from_champion: float = Field(0.05, ge=0)
     """Relative loss against the champion that is still accepted."""
     max_invalid_rate: float = Field(0.0, ge=0)
+
+
+class RewardGateConfig(Section):
+    """When a reward model is good enough for the run to be promoted; what is missing or not a number fails."""
+
+    min_auc: float = Field(0.5, ge=0, le=1)
+    """AUC on the test phase that each objective must reach."""
+    objectives: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Objective -> the AUC that it must reach. Where any are named, the others are only reported: those that are rare may have
+    too few positives to be judged by."""
+    min_gain_over_baseline: float = Field(0.0, ge=-1, le=1)
+    """What the AUC must be above that of a logistic regression on user and item rates."""
+
+
+class RewardConfig(Section):
+    """The reward model (OneRec 3.3.1): what a user would do with a session of items, fitted on the signals of the log."""
+
+    objectives: list[str] = []
+    """Names of `data.columns.signals` to foresee, a tower each; empty takes all."""
+    thresholds: dict[str, float] = {}
+    """Signal -> value from which on it counts as given; a signal that is not named here counts where it is above 0."""
+    hidden_size: int = Field(64, ge=4)
+    heads: int = Field(2, ge=1)
+    tower_size: int = Field(64, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    max_behaviour: int = Field(64, ge=1)
+    """Events before a request that are looked at, whatever their level."""
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(512, ge=1)
+    """Sessions a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.5, ge=0)
+    """High, since most items are met so seldom that their vectors would remember single events."""
+    patience: int = Field(2, ge=1)
+    """Epochs without a lower loss of the validation phase after which fitting stops; the best weights are kept."""
+    threads: int = Field(1, ge=1)
+    gate: RewardGateConfig = RewardGateConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError("hidden_size must be a multiple of heads")
+        return self
 
 
 class TrackingConfig(Section):

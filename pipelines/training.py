@@ -5,6 +5,7 @@ from kfp import dsl
 from components.evaluation.component import decide_promotion, evaluate_retriever
 from components.precompute.component import precompute_slates
 from components.release.component import release_bundle
+from components.reward.component import fit_reward_model
 from components.semantic_ids.component import build_semantic_ids, check_semantic_ids
 from components.sessions.component import prepare_sessions
 from components.training.component import train_retriever
@@ -16,7 +17,9 @@ def _task(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return task
 
 
-@dsl.pipeline(name="rankgr-training", description="Logs to timelines, semantic IDs, weights, report, gate, release and slates.")
+@dsl.pipeline(
+    name="rankgr-training", description="Logs to timelines, semantic IDs, weights, reward model, report, gate, release and slates."
+)
 def training_pipeline(config: str, run_id: str = "manual", fresh: bool = False) -> None:
     """Train, judge, release.
 
@@ -29,10 +32,13 @@ def training_pipeline(config: str, run_id: str = "manual", fresh: bool = False) 
     sessions = _task(prepare_sessions(**run))
     built = _task(build_semantic_ids(**run, sessions=sessions.outputs["Output"]))
     sids = _task(check_semantic_ids(**run, semantic_ids=built.outputs["Output"]))
+    # Beside semantic IDs and training: it needs the timelines alone.
+    reward = _task(fit_reward_model(**run, sessions=sessions.outputs["Output"]))
     weights = _task(train_retriever(**run, sessions=sessions.outputs["Output"], semantic_ids=sids.output))
     made = {"sessions": sessions.outputs["Output"], "semantic_ids": sids.output, "training": weights.outputs["Output"]}
     report = _task(evaluate_retriever(**run, **made))
-    gate = _task(decide_promotion(**run, semantic_ids=made["semantic_ids"], training=made["training"], evaluation=report.outputs["Output"]))
+    judged = {"evaluation": report.outputs["Output"], "reward": reward.outputs["Output"]}
+    gate = _task(decide_promotion(**run, semantic_ids=made["semantic_ids"], training=made["training"], **judged))
     # The local runner resolves conditions on an output of the name "Output" only, so the decision is the gate's sole value.
     with dsl.If(gate.outputs["Output"] == True, name="promoted"):  # noqa: E712 - an expression of the DSL
         release = _task(release_bundle(**run, **made, evaluation=report.outputs["Output"]))

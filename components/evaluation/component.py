@@ -23,9 +23,9 @@ def evaluate_retriever(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def decide_promotion(
-    config: str, run_id: str, fresh: bool, semantic_ids: str, training: str, evaluation: str, report: dsl.Output[dsl.HTML]
+    config: str, run_id: str, fresh: bool, semantic_ids: str, training: str, evaluation: str, reward: str, report: dsl.Output[dsl.HTML]
 ) -> bool:
-    """Report, champion and policy to a decision: may the model become champion? Shows the report of the run."""
+    """Reports, champion and policy to a decision: may the model become champion? Shows the report of the run."""
     from pathlib import Path
 
     from components.evaluation.gate_job import PAGE, step
@@ -33,6 +33,6 @@ def decide_promotion(
     from infra.kfp_run import step_process
 
     with step_process(config, run_id, fresh) as run:
-        result = step(run, semantic_ids, training, evaluation)
+        result = step(run, semantic_ids, training, evaluation, reward)
     Path(report.path).write_bytes(storage.read_bytes(storage.join(result.uri, PAGE)))
     return bool(result.metadata["promoted"])

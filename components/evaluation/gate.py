@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.evaluation.baselines import BASELINES
+from components.reward.gate import Verdict
 from infra.sections import GateConfig
 
 
@@ -30,7 +31,7 @@ class _Check:
     text: str
 
 
-def decide(report: Mapping[str, Any], champion: Mapping[str, Any] | None, policy: GateConfig) -> Decision:
+def decide(report: Mapping[str, Any], champion: Mapping[str, Any] | None, policy: GateConfig, reward: Verdict | None = None) -> Decision:
     """Weigh a model's report against the baselines, the champion and the policy.
 
     A figure that is missing, not a number or not finite fails its condition, on the champion's side too.
@@ -39,10 +40,13 @@ def decide(report: Mapping[str, Any], champion: Mapping[str, Any] | None, policy
         report: the report of the model: method -> metrics, `invalid_rate`, `users`.
         champion: the report of the present champion, in the same form; None if there is none.
         policy: the metric and the margins.
+        reward: on the reward model of the run, which must have passed too; None where none was fitted.
     """
     checks = [_some_users(report), _beats_baselines(report, policy), _is_valid(report, policy)]
     if champion is not None:
         checks.append(_holds_against_champion(report, champion, policy))
+    if reward is not None:
+        checks += [_Check(reward.passed, reason) for reason in reward.reasons] or [_Check(False, "the reward model was not judged")]
     return _decision(checks)
 
 

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from components.evaluation.gate import Decision, decide
 from components.evaluation.report import render_html
+from components.reward.gate import judge
 from components.semantic_ids.report import SECTION
 from infra import storage
 from infra.logs import get_logger
@@ -15,12 +16,18 @@ from infra.steps import Run, StepResult, content_of, run_records, run_step
 from infra.tracking import Registry
 
 STEP = "gate"
-CODE = ("components/evaluation", "components/semantic_ids/report.py", "components/semantic_ids/report.html.j2", "infra/svg.py")
+CODE = (
+    "components/evaluation",
+    "components/reward/gate.py",
+    "components/semantic_ids/report.py",
+    "components/semantic_ids/report.html.j2",
+    "infra/svg.py",
+)
 DECISION, PAGE = "decision.json", "report.html"
 
 
-def step(run: Run, semantic_ids: str, training: str, evaluation: str) -> StepResult:
-    """The step `gate`: report, champion and policy to a decision with reasons, and the page that shows it all."""
+def step(run: Run, semantic_ids: str, training: str, evaluation: str, reward: str) -> StepResult:
+    """The step `gate`: reports, champion and policy to a decision with reasons, and the page that shows it all."""
     champion = Registry(run.config.tracking, run.config.workspace).champion()
     judged = content_of(evaluation)
     # The champion is not held against itself when a finished run is walked through once more.
@@ -31,7 +38,8 @@ def step(run: Run, semantic_ids: str, training: str, evaluation: str) -> StepRes
         other = None
 
     def work(out_uri: str) -> dict[str, Any]:
-        decision = decide(report, other.report if other else None, run.config.gate)
+        verdict = judge(storage.read_json(storage.join(reward, "report.json")), run.config.reward.gate)
+        decision = decide(report, other.report if other else None, run.config.gate, verdict)
         storage.write_json(storage.join(out_uri, DECISION), {"promoted": decision.promoted, "reasons": decision.reasons})
         page = render_run(run, report, decision, semantic_ids=semantic_ids, training=training, evaluation=evaluation)
         storage.write_bytes(storage.join(out_uri, PAGE), page.encode())
@@ -39,8 +47,9 @@ def step(run: Run, semantic_ids: str, training: str, evaluation: str) -> StepRes
         return {"promoted": decision.promoted, "reasons": list(decision.reasons)}
 
     inputs = {"evaluation": judged, "champion": other.evaluation if other else ""}
-    inputs |= {"training": content_of(training), "semantic_ids": content_of(semantic_ids)}
-    return run_step(run, STEP, work, settings={"gate": run.config.gate.model_dump()}, inputs=inputs, code=CODE)
+    inputs |= {"training": content_of(training), "semantic_ids": content_of(semantic_ids), "reward": content_of(reward)}
+    settings = {"gate": run.config.gate.model_dump(), "reward": run.config.reward.gate.model_dump()}
+    return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE)
 
 
 def render_run(run: Run, report: dict[str, Any], decision: Decision, *, semantic_ids: str, training: str, evaluation: str) -> str:

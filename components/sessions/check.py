@@ -37,6 +37,7 @@ def event_columns(data: DataConfig) -> dict[str, str]:
         wanted["request_id"] = columns.request_id
     if columns.segment:
         wanted["segment"] = columns.segment
+    wanted |= {f"signals ({name})": column for name, column in columns.signals.items()}
     if data.level_rules:
         wanted |= {f"level_rules ({name})": name for names in data.level_rules.values() for name in names}
     elif columns.level:
@@ -75,6 +76,7 @@ def _check(batch: pa.Table, data: DataConfig) -> pa.Table:
             r.TIMESTAMP: _milliseconds(raw[columns.timestamp], data.timestamp_unit),
             r.LEVEL: _level(raw, data),
             r.SEGMENT: ids_as_text(raw[columns.segment]) if columns.segment else nothing,
+            r.SIGNALS: _signals(raw, list(columns.signals.values())),
             MALFORMED: malformed,
         }
     )
@@ -133,6 +135,23 @@ def _level(raw: pl.DataFrame, data: DataConfig) -> pl.Series:
     if not data.columns.level:
         return pl.Series(r.LEVEL, [data.default_level] * len(raw), dtype=pl.Int64)
     return whole_numbers(raw[data.columns.level])
+
+
+def _signals(raw: pl.DataFrame, columns: list[str]) -> pl.Series:
+    """The values of each row as a list; null where a value is missing or no number, since a signal may be missing of a good event."""
+    if not columns:
+        return pl.repeat(None, len(raw), dtype=pl.List(pl.Float32), eager=True).alias(r.SIGNALS)
+    return raw.select(pl.concat_list([_number(name, raw.schema[name]) for name in columns]).alias(r.SIGNALS)).to_series()
+
+
+def _number(name: str, dtype: pl.DataType) -> pl.Expr:
+    column = pl.col(name)
+    if dtype == pl.String:
+        text = column.str.strip_chars().str.to_lowercase()
+        flags = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+        column = text.replace(flags)
+    value = column.cast(pl.Float32, strict=False)
+    return pl.when(value.is_finite()).then(value)
 
 
 def _truthy(name: str, dtype: pl.DataType) -> pl.Expr:

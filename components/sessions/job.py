@@ -227,7 +227,7 @@ def _write_timelines(
         frame = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col(r.REASON).is_null())
         indexed = frame.join(pl.DataFrame(pl.from_arrow(ray.get(index))), on=r.ITEM_ID, how="inner")
         shard = [zlib.crc32(user.encode()) % shards for user in indexed[r.USER_ID]]
-        columns = (r.USER_ID, r.ITEM_INDEX, r.REQUEST_ID, r.TIMESTAMP, r.LEVEL)
+        columns = (r.USER_ID, r.ITEM_INDEX, r.REQUEST_ID, r.TIMESTAMP, r.LEVEL, r.SIGNALS)
         return indexed.select(*columns, pl.Series(_SHARD, shard, dtype=pl.Int32)).to_arrow()
 
     write = partial(_write_shards, data=config.data, split=config.split, cuts=cuts, uri=uri, n_items=n_items)

@@ -119,6 +119,8 @@ def require_columns(wanted: dict[str, str], present: Collection[str], *, uri: st
 def _mapping_option(setting: str) -> str:
     if setting.startswith("level_rules"):
         return '--set "data.level_rules={4: [YOUR_COLUMN], 3: [YOUR_COLUMN]}"'
+    if setting.startswith("signals"):
+        return '--set "data.columns.signals={NAME: YOUR_COLUMN}"'
     return f"--set data.columns.{setting}=YOUR_COLUMN"
 
 

@@ -38,34 +38,44 @@ def build_timelines(events: pl.DataFrame, data: DataConfig, split: SplitConfig, 
     """Timelines of the users in `events`.
 
     Args:
-        events: user_id, item_index, request_id, timestamp, level; all events of each user.
+        events: user_id, item_index, request_id, timestamp, level and, where signals are named, those; all events of each user.
         cuts: used by the temporal protocol.
 
     Returns:
         a TIMELINES table in the order of user ids, and counts: duplicates dropped, repetitions in a request merged to
-        their highest level, users with a single event.
+        their highest level and signals, users with a single event.
     """
     user = r.USER_ID
-    unique = events.unique([user, r.ITEM_INDEX, r.TIMESTAMP, r.LEVEL, r.REQUEST_ID])
+    signals = [f"signal {name}" for name in data.columns.signals]
+    events = events.with_columns(pl.col(r.SIGNALS).list.get(at).alias(name) for at, name in enumerate(signals))
+    unique = events.unique([user, r.ITEM_INDEX, r.TIMESTAMP, r.LEVEL, r.REQUEST_ID, *signals])
     # Equal times need an order that does not depend on how the log was sharded, nor tells a model anything: sorted by
     # item, the next item of a tie could be guessed from the last one. Requests stay whole.
     tie = pl.struct(user, r.ITEM_INDEX).hash(seed=0)
     ordered = unique.with_columns(tie.alias("tie")).sort(user, r.TIMESTAMP, r.REQUEST_ID, "tie", r.ITEM_INDEX, r.LEVEL)
     requests = ordered.with_columns(_new_request(data).fill_null(value=True).cum_sum().over(user).alias("request"))
-    merged = requests.with_columns(pl.col(r.LEVEL).max().over(user, "request", r.ITEM_INDEX)).unique(
+    merged = requests.with_columns(pl.col(r.LEVEL, *signals).max().over(user, "request", r.ITEM_INDEX)).unique(
         [user, "request", r.ITEM_INDEX], keep="first", maintain_order=True
     )
     paged = merged.with_columns((pl.int_range(pl.len()).over(user, "request") // data.max_request_items).alias("page"))
     is_new_page = (pl.struct("request", "page") != pl.struct("request", "page").shift(1).over(user)).fill_null(value=True)
     numbered = paged.with_columns((is_new_page.cum_sum().over(user) - 1).cast(pl.Int32).alias("request"))
     labelled = numbered.with_columns(_phase(split, cuts).cast(pl.Int8).alias("phase"))
-    grouped = labelled.group_by(user, maintain_order=True).agg(
-        pl.col(r.ITEM_INDEX).alias("items"),
-        pl.col(r.LEVEL).alias("levels"),
-        pl.col(r.TIMESTAMP).alias("timestamps"),
-        pl.col("request").alias("requests"),
-        pl.col("phase").alias("phases"),
+    values = pl.concat_list(signals) if signals else pl.lit(None, pl.List(pl.Float32))
+    grouped = (
+        labelled.with_columns(values.alias(r.SIGNALS))
+        .group_by(user, maintain_order=True)
+        .agg(
+            pl.col(r.ITEM_INDEX).alias("items"),
+            pl.col(r.LEVEL).alias("levels"),
+            pl.col(r.TIMESTAMP).alias("timestamps"),
+            pl.col("request").alias("requests"),
+            pl.col("phase").alias("phases"),
+            pl.col(r.SIGNALS).explode(),  # lists of lists would be slow to read
+        )
     )
+    if not signals:
+        grouped = grouped.with_columns(pl.lit(None, pl.List(pl.Float32)).alias(r.SIGNALS))
     counts = {
         "events": len(merged),
         "users": len(grouped),

@@ -17,7 +17,7 @@ from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrid
 from pipelines.cli.show import print_figures
 from pipelines.local_run import local_services, new_run_id, remember_run, run_pipeline
 
-_STEPS = ["sessions", "semantic_ids", "training", "evaluation", "gate", "release", "precompute"]
+_STEPS = ["sessions", "semantic_ids", "training", "evaluation", "reward", "gate", "release", "precompute"]
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Run the whole pipeline on this machine: logs to timelines, SIDs, weights, report, gate, release, slates.
+    """Run the whole pipeline on this machine: logs to timelines, SIDs, weights, reward model, report, gate, release, slates.
 
     Example: `rankgr run --preset kuairand --logs interactions.parquet --items items.parquet`
     """

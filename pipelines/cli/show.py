@@ -29,6 +29,8 @@ def report_of(records: Mapping[str, StepResult]) -> dict[str, Any]:
         raise DataError("the run has no evaluation", mend="rankgr run, or rankgr evaluate")
     figures = dict(storage.read_json(storage.join(records["evaluation"].uri, "report.json")))
     figures["seconds"] = {name: record.seconds for name, record in records.items()}
+    if "reward" in records:
+        figures["reward"] = records["reward"].metadata["objectives"]
     if "gate" in records:
         figures["gate"] = {key: records["gate"].metadata[key] for key in ("promoted", "reasons")}
     return figures
@@ -56,6 +58,9 @@ def print_figures(config: Config, records: Mapping[str, StepResult]) -> None:
     console.print(table)
     invalid = report["invalid_rate"]
     console.print(f"items that do not exist among those generated: {'n/a' if invalid is None else f'{invalid:.2%}'}", highlight=False)
+    for name, judged in report.get("reward", {}).items():
+        peer = _figure(judged["baseline_auc"])
+        console.print(f"reward model: AUC({name}) {_figure(judged['auc'])}, logistic regression {peer}", highlight=False, markup=False)
     if "gate" in report:
         verdict = "promoted to champion" if report["gate"]["promoted"] else "NOT promoted"
         console.print(f"gate: {verdict} ({'; '.join(report['gate']['reasons'])})", highlight=False, markup=False)

@@ -29,3 +29,10 @@ def test_slates_are_only_computed_for_a_model_that_passed_the_gate() -> None:
     inner = pipeline["components"][guarded["componentRef"]["name"]]["dag"]["tasks"]
     assert sorted(inner) == ["precompute-slates", "release-bundle"]
     assert "decide-promotion" in guarded["triggerPolicy"]["condition"]
+
+
+def test_the_reward_model_is_fitted_beside_training_and_weighed_by_the_gate() -> None:
+    pipeline, *_ = yaml.safe_load_all((ROOT / "pipelines/compiled/training.yaml").read_text())
+    tasks = pipeline["root"]["dag"]["tasks"]
+    assert tasks["fit-reward-model"]["dependentTasks"] == ["prepare-sessions"]
+    assert "fit-reward-model" in tasks["decide-promotion"]["dependentTasks"]

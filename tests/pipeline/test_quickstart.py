@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,7 @@ from infra import storage
 from tests.command import Finished, rankgr, rankgr_here
 from tests.logs import SETTINGS
 
-STEPS = ["evaluation", "gate", "precompute", "release", "semantic_ids", "sessions", "training"]
+STEPS = ["evaluation", "gate", "precompute", "release", "reward", "semantic_ids", "sessions", "training"]
 
 
 def test_it_ends_well_and_shows_titles_fetched_over_http(finished: Finished) -> None:
@@ -29,7 +30,7 @@ def test_bad_rows_are_quarantined_with_their_reason(finished: Finished) -> None:
     (quarantine,) = (finished.folder / ".rankgr/steps/sessions").glob("*/quarantine/events.parquet")
     table = storage.read_table(str(quarantine))
     assert table["reason"].to_pylist() == ["the level is not one of 1, 2, 3, 4"] * 3
-    assert json.loads(table["raw"][0].as_py()) == {"uid": "u0", "sku": "sku-00", "at": "1700000000", "stage": "9"}
+    assert json.loads(table["raw"][0].as_py()) == {"uid": "u0", "sku": "sku-00", "at": "1700000000", "liked": "0", "stage": "9"}
 
 
 def test_the_report_has_all_methods_and_the_seconds_of_each_step(finished: Finished) -> None:
@@ -39,6 +40,23 @@ def test_the_report_has_all_methods_and_the_seconds_of_each_step(finished: Finis
     assert report["invalid_rate"] == 0
     assert sorted(report["seconds"]) == STEPS
     assert report["gate"]["promoted"] is True
+
+
+def test_the_reward_model_is_fitted_and_weighed_by_the_gate(finished: Finished) -> None:
+    report = json.loads(rankgr_here("report", "--json", folder=finished.folder).stdout)
+    like = report["reward"]["like"]
+    assert like["events"] > like["positives"] > 0
+    assert any(f"AUC(like) {like['auc']:.4f}" in reason for reason in report["gate"]["reasons"])
+    assert "reward model: AUC(like)" in finished.first.stdout
+
+
+def test_a_reward_model_that_is_refused_keeps_the_run_from_being_promoted(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / ".rankgr", tmp_path / ".rankgr")
+    refused = rankgr("run", *finished.arguments[1:7], *SETTINGS, "--set", "reward.gate.objectives={like: 1, share: 0.6}", folder=tmp_path)
+    assert refused.returncode == 0, refused.stderr[-3000:]
+    assert "NOT promoted" in refused.stdout
+    assert "the reward model has no share" in refused.stdout
+    assert refused.stderr.count("skipped: finished before") == len(STEPS) - 3
 
 
 def test_the_page_needs_nothing_from_outside(finished: Finished) -> None:

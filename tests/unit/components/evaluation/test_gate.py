@@ -3,6 +3,7 @@ import math
 import pytest
 
 from components.evaluation.gate import decide, decide_update
+from components.reward.gate import Verdict
 from infra.sections import GateConfig
 
 POLICY = GateConfig(metric="ndcg@10", min_gain_over_baselines=0.0, max_drop_from_champion=0.5, max_invalid_rate=0.0)
@@ -101,3 +102,15 @@ def test_an_update_is_held_against_the_served_weights_on_the_same_users():
 )
 def test_an_update_that_cannot_be_compared_is_refused(new, served, users):
     assert not decide_update(new, served, users, POLICY).promoted
+
+
+def test_a_reward_model_that_was_refused_keeps_the_model_from_being_promoted():
+    refused = decide(report(), None, POLICY, Verdict(passed=False, reasons=("AUC(like) 0.4 is below 0.5",)))
+    assert (refused.promoted, refused.reasons) == (False, ("AUC(like) 0.4 is below 0.5",))
+    passed = decide(report(), None, POLICY, Verdict(passed=True, reasons=("AUC(like) 0.6 is at least 0.5",)))
+    assert passed.promoted
+    assert "AUC(like) 0.6 is at least 0.5" in passed.reasons
+
+
+def test_a_verdict_without_reasons_fails_closed():
+    assert not decide(report(), None, POLICY, Verdict(passed=True, reasons=())).promoted

@@ -29,13 +29,34 @@ def check(columns: dict[str, Any], *settings: str) -> list[dict[str, Any]]:
 
 
 def test_a_good_event_has_no_reason_and_no_raw_row() -> None:
-    good = {"user_id": "u", "item_id": "i", "request_id": None, "timestamp": NOW_MS, "level": 3, "segment": None}
+    good = {"user_id": "u", "item_id": "i", "request_id": None, "timestamp": NOW_MS, "level": 3, "segment": None, "signals": None}
     assert check(GOOD) == [{**good, "reason": None, "raw": None}]
 
 
 def test_a_segment_of_the_user_is_taken_where_a_column_is_named() -> None:
     assert check({**GOOD, "region": ["north"]}, "data.columns.segment=region")[0]["segment"] == "north"
     assert check({**GOOD, "region": [7]}, "data.columns.segment=region")[0]["segment"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("value", "signal"),
+    [
+        (True, 1),
+        (0, 0),
+        (17, 17),
+        (2.5, 2.5),
+        ("2.5", 2.5),
+        (" True ", 1),
+        ("no", 0),
+        ("", None),
+        ("soon", None),
+        (None, None),
+        (float("inf"), None),
+    ],
+)
+def test_signals_are_numbers_in_the_order_of_their_names_and_a_missing_one_does_no_harm(value: object, signal: float | None) -> None:
+    [row] = check({**GOOD, "liked": [1], "seen": [value]}, "data.columns.signals={watch: seen, like: liked}")
+    assert (row["signals"], row["reason"]) == ([signal, 1], None)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,17 @@ def test_an_item_at_several_levels_of_a_request_is_one_event_of_the_highest() ->
     assert counts["merged"] == 2
 
 
+def test_signals_go_along_with_their_events_and_the_highest_of_a_request_counts() -> None:
+    events: list[Event] = [("b", 9, 0, 2), ("a", 1, 5, 2), ("a", 2, 0, 2), ("a", 1, 6, 3), ("a", 1, 6, 3)]
+    signals = [[0.0, 7.0], [1.0, 4.0], [None, 5.0], [0.0, 9.0], [0.0, None]]
+    config = load_config(overrides=["data.columns.signals={like: is_like, watch: ms}"])
+    log = frame(events).with_columns(pl.Series("signals", signals, dtype=pl.List(pl.Float32)))
+    table, counts = build_timelines(log, config.data, config.split, NEVER)
+    assert table.schema == TIMELINES
+    assert table["signals"].to_pylist() == [[None, 5.0, 1.0, 9.0], [0.0, 7.0]]
+    assert (counts["events"], counts["merged"]) == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("levels", "phases"),
     [

@@ -1,0 +1,1 @@
+"""The reward model: what a user would do with a session of items."""
