@@ -245,7 +245,8 @@ def _validate(settings: Mapping[str, Any]) -> Config:
             if problem["type"] == "extra_forbidden":
                 unknown = True
                 candidates = known_keys()
-                near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
+                named = [c for c in candidates if c.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+                near = sorted(named, key=lambda c: c.count("."))[:1] or difflib.get_close_matches(key, candidates, n=1, cutoff=0.5)
                 tail = {c.rsplit(".", 1)[-1]: c for c in reversed(candidates)}
                 near = near or [tail[n] for n in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1)]
                 lines.append(f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
