@@ -119,10 +119,8 @@ def requests_of(row: Row) -> list[Row]:
 def kuairand_config(folder: Path) -> Config:
     """The preset `kuairand`, batches by tokens."""
     logs, items = (str(folder / name) for name in ("interactions.parquet", "items.parquet"))
-    return load_config(
-        preset="kuairand",
-        overrides=[f"data.logs={logs}", f"data.items={items}", f"training.tokens_per_batch={_USER_TOKENS}", "retriever.dropout=0.0"],
-    )
+    data = [f"data.logs={logs}", f"data.items={items}", "data.columns.signals={}"]
+    return load_config(preset="kuairand", overrides=[*data, f"training.tokens_per_batch={_USER_TOKENS}", "retriever.dropout=0.0"])
 
 
 def kuairand_timelines(config: Config) -> tuple[pa.Table, dict[str, int]]:
