@@ -29,6 +29,7 @@ from infra.steps import Run, StepResult, raise_kept_error, run_records
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_ENV = ROOT / "infra" / "ray" / "runtime_env.yaml"
 _TRIES, _PAUSE_S = 5, 2.0
+_AGENT_S, _NO_AGENT = 60.0, "No available agent"
 _STOP_S = 20.0  # a pod that is deleted has half a minute
 
 
@@ -94,12 +95,8 @@ class Job:
                     get_logger("ray").info("a job that is under way is followed", job=number)
                     return Job(client, cluster.jobs_url, number)
             environment = runtime_env(upload=cluster.jobs_upload)
-            number = client.submit_job(
-                entrypoint=command,
-                submission_id=f"{name}-{len(earlier) + 1}",
-                runtime_env=environment,
-                entrypoint_num_cpus=cluster.job_cpus,
-            )
+            job = {"entrypoint": command, "submission_id": f"{name}-{len(earlier) + 1}", "runtime_env": environment}
+            number = _submitted(client, **job, entrypoint_num_cpus=cluster.job_cpus)
         get_logger("ray").info("job submitted", job=number, cluster=cluster.jobs_url)
         return Job(client, cluster.jobs_url, number)
 
@@ -142,6 +139,18 @@ class Job:
             self.client.stop_job(self.id)
             while not self.client.get_job_status(self.id).is_terminal() and time.monotonic() < deadline:
                 time.sleep(_PAUSE_S / 4)
+
+
+def _submitted(client: Any, **job: Any) -> str:
+    """Submit a job; a cluster that has just started answers some seconds before it has a process that takes one."""
+    deadline = time.monotonic() + _AGENT_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def runtime_env(*, upload: bool) -> dict[str, Any]:

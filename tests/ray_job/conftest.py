@@ -93,8 +93,10 @@ def _wait_for_jobs_api(url: str, head: subprocess.Popen[bytes], log: Path) -> No
     while True:
         assert head.poll() is None, log.read_text()[-2000:]
         try:
-            if httpx.get(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {_TOKEN}"}).is_success:
+            answer = httpx.post(f"{url}/api/jobs/", headers={"Authorization": f"Bearer {_TOKEN}"}, json={"entrypoint": "true"}, timeout=30)
+            if answer.is_success:  # it can be asked before it takes jobs
                 return
         except httpx.HTTPError:
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            pass
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
         time.sleep(0.2)
