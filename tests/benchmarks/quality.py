@@ -1,7 +1,7 @@
 """Quality on public data: the retriever and its ablations against popularity, item-kNN and SASRec.
 
-`python -m tests.benchmarks.quality --data beauty|kuairand|kuairand_histories [--variant rankgr ...] [--seeds 0,1,2] [--quick]` runs the
-product's own steps, judges every user on the whole catalogue, prints a table and writes
+`python -m tests.benchmarks.quality --data beauty|kuairand|kuairand_histories [--variant rankgr ...] [--seeds 0,1,2] [--device cpu|cuda]
+[--quick]` runs the product's own steps, judges every user on the whole catalogue, prints a table and writes
 `tests/benchmarks/results/<data>.md` with its plots. Steps that are finished are skipped and killed ones go on from their
 last checkpoint, so a run may be stopped and repeated at will. The last line printed is JSON.
 
@@ -123,10 +123,18 @@ TASKS: Final = {task.name: task for task in (BEAUTY, KUAIRAND, KUAIRAND_HISTORIE
 
 
 class Bench:
-    """The runs of one task in one workspace, judged on these phases."""
+    """The runs of one task in one workspace, judged on these phases, networks on this device."""
 
-    def __init__(self, task: Task, workspace: Path, *, quick: bool, phases: Sequence[r.Phase] = (r.Phase.VALID, r.Phase.TEST)) -> None:
-        self.task, self.quick, self.workspace, self.phases = task, quick, workspace, phases
+    def __init__(
+        self,
+        task: Task,
+        workspace: Path,
+        *,
+        quick: bool,
+        phases: Sequence[r.Phase] = (r.Phase.VALID, r.Phase.TEST),
+        device: str = "cpu",
+    ) -> None:
+        self.task, self.quick, self.workspace, self.phases, self.device = task, quick, workspace, phases, device
         self.files = task.log_of(workspace / "log")
         self.sessions = sessions_step(self.run((), seed=0)).uri
         self.timelines = storage.read_table(storage.join(self.sessions, "timelines"))
@@ -136,6 +144,7 @@ class Bench:
         """The preset with the task's files and some settings changed."""
         logs, items = self.files
         places = (f"workspace={self.workspace}", f"data.logs={logs}", f"data.items={items}", f"seed={seed}")
+        places = (*places, f"training.use_gpu={'true' if self.device == 'cuda' else 'false'}")
         overrides = (*places, *self.task.overrides, *(QUICK if self.quick else ()), *overrides)
         config = load_config(preset=self.task.preset, overrides=overrides)
         if config.decoding.score != "iap":
@@ -201,13 +210,12 @@ class Bench:
 
         def work(out_uri: str) -> dict[str, Any]:
             sequences, firsts = train_sequences(self.timelines, settings.min_level, run.config.training.target_days)
-            method = fit_sasrec(sequences, len(self.catalogue), settings, seed=seed, first_targets=firsts)
+            method = fit_sasrec(sequences, len(self.catalogue), settings, seed=seed, first_targets=firsts, device=self.device)
             storage.write_json(storage.join(out_uri, "figures.json"), self.measure(method, run.config))
             return {}
 
-        return self._judged(
-            run, "quality_sasrec", work, {"sasrec": asdict(settings), "seed": seed, "days": run.config.training.target_days}, {}
-        )
+        work_settings = {"sasrec": asdict(settings), "seed": seed, "days": run.config.training.target_days, "device": self.device}
+        return self._judged(run, "quality_sasrec", work, work_settings, {})
 
     def retriever(self, overrides: Sequence[str], *, seed: int, lambdas: Sequence[int] = ()) -> dict[str, Any]:
         """Train and judge a variant of the retriever; with `lambdas`, one figure for each number of codewords retained."""
@@ -223,7 +231,7 @@ class Bench:
         return self._judged(run, "quality", work, settings, {"semantic_ids": content_of(sids), "training": content_of(weights)})
 
     def _measure_retriever(self, config: Config, sids: str, weights: str, lambdas: Sequence[int]) -> dict[str, Any]:
-        method = load_retriever(config, self.catalogue, sids, weights)
+        method = load_retriever(config, self.catalogue, sids, weights, device=self.device)
         if not lambdas:
             return self.measure(method, config)
         cases = self.cases(config, r.Phase.TEST, exclude_seen=self.task.exclude_seen[0])
@@ -241,12 +249,12 @@ class Bench:
         return dict(storage.read_json(storage.join(result.uri, "figures.json")))
 
 
-def load_retriever(config: Config, catalogue: pa.Table, sids: str, weights: str) -> RetrieverRecommender:
+def load_retriever(config: Config, catalogue: pa.Table, sids: str, weights: str, *, device: str = "cpu") -> RetrieverRecommender:
     """The trained retriever, decoding as configured."""
     codes = codes_of(storage.read_table(storage.join(sids, "sids.parquet")))
     state = load(storage.read_bytes(storage.join(weights, "model.safetensors")))
     trie = build_trie(codes, catalogue[r.POPULARITY].to_numpy(), n_codes=config.semantic_ids.codes)
-    return RetrieverRecommender(restore_model(config, codes, state), trie, config.decoding)
+    return RetrieverRecommender(restore_model(config, codes, state).to(device), trie, config.decoding)
 
 
 def train_sequences(timelines: pa.Table, min_level: int, target_days: float | None) -> tuple[list[np.ndarray], list[int]]:
@@ -319,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--variant", nargs="*", help="those to run, by default all that differ on the data; rankgr:0,1 has seeds of its own"
     )
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where networks are trained and judged")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed, 500 users: does everything run? Figures mean nothing")
     parser.add_argument("--no-sweeps", action="store_true", help="leave lambda and alpha alone")
     parser.add_argument("--workspace", type=Path, help="where runs and checkpoints lie (.rankgr/quality/<data>)")
@@ -330,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_logs()
     with ExitStack() as stack:
         stack.enter_context(ray_session(load_config(preset=task.preset).cluster))
-        bench = Bench(task, workspace, quick=options.quick)
+        bench = Bench(task, workspace, quick=options.quick, device=options.device)
         results = measure_all(bench, variants, seeds, sweeps=not options.no_sweeps)
     command = f"python -m tests.benchmarks.quality {told(arguments or sys.argv[1:])}"
     config = bench.config((), seed=seeds[0])

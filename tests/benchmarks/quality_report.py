@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -63,7 +64,7 @@ def write_report(results: Results, data: str, command: str, config: Config, *, f
     folder.mkdir(parents=True, exist_ok=True)
     shown = SHOWN[data]
     settings = sorted(next(iter(results.methods.values()))[0], key=lambda s: (not s.startswith("test"), "excluded" in s))
-    lines = [f"# Quality: {data}", "", *origin(command)]
+    lines = [f"# Quality: {data}", "", *origin(command, use_gpu=config.training.use_gpu)]
     for setting in settings:
         lines += ["", f"## {setting.capitalize()}", "", *_table(results.methods, setting, shown)]
     for name, unordered in results.sweeps.items():
@@ -102,13 +103,14 @@ def sweep_plot(figures: Mapping[str, Figures], metrics: Sequence[str], label: st
     return sink.getvalue()
 
 
-def origin(command: str) -> list[str]:
+def origin(command: str, *, use_gpu: bool = False) -> list[str]:
     """What the figures were made with."""
+    accelerator = f", {torch.cuda.get_device_name()}" if use_gpu and torch.cuda.is_available() else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray", "polars", "numpy"))
     return [
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}; Python {platform.python_version()}, {versions};",
-        f"{processor()}, {os.cpu_count()} cores, one thread a run. Mean ± sample deviation over the seeds (semantic IDs, first weights",
-        "and the order of batches change with the seed); every method ranks the whole catalogue for every user.",
+        f"{processor()}, {os.cpu_count()} cores{accelerator}, one thread a run. Mean ± sample deviation over the seeds",
+        "(SIDs, first weights and the order of batches change with the seed); every method ranks the whole catalogue for every user.",
     ]
 
 

@@ -88,9 +88,10 @@ class SASRecRecommender:
     def recommend(self, histories: Sequence[History], k: int, *, exclude_seen: bool) -> list[Ranked]:
         """The k items of highest inner product with the state behind the history; an empty history is [BOS] alone."""
         kept = [h.items[h.levels >= self.settings.min_level][-self.settings.max_history :].astype(np.int64) for h in histories]
-        inputs_BS = _pad([np.concatenate([[self.model.bos], items]) for items in kept], 0)
-        last_B = torch.tensor([len(items) for items in kept])
-        scores_BN = self.model.scores(self.model(inputs_BS)[torch.arange(len(kept)), last_B])
+        device = self.model.items.weight.device
+        inputs_BS = _pad([np.concatenate([[self.model.bos], items]) for items in kept], 0).to(device)
+        last_B = torch.tensor([len(items) for items in kept], device=device)
+        scores_BN = self.model.scores(self.model(inputs_BS)[torch.arange(len(kept), device=device), last_B]).cpu()
         if exclude_seen:
             for row, history in enumerate(histories):
                 scores_BN[row, torch.as_tensor(np.unique(history.items).astype(np.int64))] = -torch.inf
@@ -103,7 +104,13 @@ class SASRecRecommender:
 
 
 def fit_sasrec(
-    sequences: Sequence[Items], n_items: int, settings: SASRecSettings, *, seed: int, first_targets: Sequence[int] | None = None
+    sequences: Sequence[Items],
+    n_items: int,
+    settings: SASRecSettings,
+    *,
+    seed: int,
+    first_targets: Sequence[int] | None = None,
+    device: str = "cpu",
 ) -> SASRecRecommender:
     """Train on the item sequences of the training phase, every prefix predicting its next item.
 
@@ -113,10 +120,11 @@ def fit_sasrec(
         settings: sizes and training.
         seed: of weights, dropout and the order of batches.
         first_targets: for each sequence the place from which on items are predicted, those before are history; None: 0.
+        device: where the model is trained and stays.
     """
     firsts = [0] * len(sequences) if first_targets is None else first_targets
     torch.manual_seed(seed)
-    model = SASRec(n_items, settings)
+    model = SASRec(n_items, settings).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     rows = [row for sequence, first in zip(sequences, firsts, strict=True) for row in _rows(sequence, first, settings.max_history)]
     steps = -(-len(rows) // settings.rows_per_batch)
@@ -126,7 +134,8 @@ def fit_sasrec(
     )
     meter = ProgressMeter(settings.epochs * steps, step="sasrec", unit="steps")
     for epoch in range(settings.epochs):
-        for inputs_BS, targets_BS in _batches(rows, model.bos, settings.rows_per_batch, np.random.default_rng((seed, epoch))):
+        for batch in _batches(rows, model.bos, settings.rows_per_batch, np.random.default_rng((seed, epoch))):
+            inputs_BS, targets_BS = (x.to(device) for x in batch)
             wanted_BS = targets_BS != _NO_TARGET
             loss = F.cross_entropy(model.scores(model(inputs_BS)[wanted_BS]), targets_BS[wanted_BS])
             optimizer.zero_grad(set_to_none=True)

@@ -79,9 +79,9 @@ def language_model(model: Retriever) -> Qwen2ForCausalLM:
 
 def sequences(model: Retriever, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
     """One a target, in the order of length: [BOS], the codewords before it, its own but the last; labels are its codewords."""
-    found = []
+    found, sid_codes = [], model.sid_codes.cpu()
     for row in rows:
-        tokens = (model.sid_codes[row.target_items] + model.first_token + torch.arange(model.n_levels) * model.n_codes).tolist()
+        tokens = (sid_codes[row.target_items] + model.first_token + torch.arange(model.n_levels) * model.n_codes).tolist()
         read = [model.first_token - 1]
         for own in tokens:
             found.append({"input_ids": [*read, *own[:-1]], "labels": own})
