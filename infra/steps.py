@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import inspect
 import sys
 import time
@@ -209,6 +210,10 @@ def job_main(step: Callable[..., StepResult], inputs: Sequence[str]) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     configure_logs()
+    # What Ray sends to its workers they find by the name of its module, and `__main__` is another one there.
+    main = sys.modules["__main__"].__spec__
+    if main is not None and step.__module__ == "__main__":
+        step = getattr(importlib.import_module(main.name), step.__name__)
     try:
         config = load_config(options["config"], preset=options["preset"], overrides=options["set"])
         run = Run(config, options["run_id"], options["fresh"])

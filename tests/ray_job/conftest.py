@@ -69,6 +69,8 @@ def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     }
     scratch = Path(tempfile.mkdtemp(prefix="rgr-job-", dir="/tmp"))
     where = [f"--port={port}", f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"]
+    # Its own too: beside another cluster of this machine, the process that takes jobs would find its usual port taken and not start.
+    where.append(f"--dashboard-agent-listen-port={free_port()}")
     size = ["--num-cpus=4", "--num-gpus=0", f"--object-store-memory={128 << 20}", f"--temp-dir={scratch}/r", "--disable-usage-stats"]
     url = f"http://{LOOPBACK}:{dashboard}"
     with (folder / "ray.log").open("w") as log:
