@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import polars as pl
 import polars.selectors as cs
 import pyarrow as pa
@@ -99,20 +98,20 @@ def _check(batch: pa.Table, data: DataConfig) -> pa.Table:
         .otherwise(None)
     )
     frame = frame.with_columns(reason.alias(r.REASON))
-    bad = frame[r.REASON].is_not_null()
-    as_json = [json.dumps(row, default=str) if is_bad else None for row, is_bad in zip(_rows_where(raw, bad), bad, strict=True)]
-    frame = frame.with_columns(pl.Series(r.RAW, as_json, dtype=pl.String))
+    frame = frame.with_columns(_as_json(raw, frame[r.REASON].is_not_null()).alias(r.RAW))
     # A bad level may not fit int8: it is only kept in `raw`.
     frame = frame.with_columns(pl.when(pl.col(r.REASON).is_null()).then(pl.col(r.LEVEL)).cast(pl.Int8))
     return frame.select(CHECKED.names).to_arrow().cast(CHECKED)
 
 
-def _rows_where(frame: pl.DataFrame, wanted: pl.Series) -> list[dict[str, object] | None]:
-    rows: list[dict[str, object] | None] = [None] * len(frame)
-    for index, row in zip(np.flatnonzero(wanted.to_numpy()), frame.filter(wanted).iter_rows(named=True), strict=True):
+def _as_json(frame: pl.DataFrame, wanted: pl.Series) -> pl.Series:
+    """Some rows as JSON, null for the others."""
+    texts = []
+    for row in frame.filter(wanted).iter_rows(named=True):
         line = row.pop(MALFORMED, None)
-        rows[int(index)] = row if line is None else {"line": line}
-    return rows
+        texts.append(json.dumps(row if line is None else {"line": line}, default=str))
+    rows = pl.repeat(None, len(frame), dtype=pl.String, eager=True)
+    return rows.scatter(wanted.arg_true(), texts) if texts else rows
 
 
 def _milliseconds(raw: pl.Series, unit: str) -> pl.Series:

@@ -11,6 +11,7 @@ from infra import records as r
 from infra.sections import DataConfig, SplitConfig
 
 _DAY_MS = 86_400_000
+_USER = "user"
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,32 @@ def build_timelines(events: pl.DataFrame, data: DataConfig, split: SplitConfig, 
         a TIMELINES table in the order of user ids, and counts: duplicates dropped, repetitions in a request merged to
         their highest level and signals, users with a single event.
     """
-    user = r.USER_ID
-    signals = [f"signal {name}" for name in data.columns.signals]
-    events = events.with_columns(pl.col(r.SIGNALS).list.get(at).alias(name) for at, name in enumerate(signals))
-    unique = events.unique([user, r.ITEM_INDEX, r.TIMESTAMP, r.LEVEL, r.REQUEST_ID, *signals])
+    user, signals = r.USER_ID, [f"signal {name}" for name in data.columns.signals]
     # Equal times need an order that does not depend on how the log was sharded, nor tells a model anything: sorted by
     # item, the next item of a tie could be guessed from the last one. Requests stay whole.
-    tie = pl.struct(user, r.ITEM_INDEX).hash(seed=0)
-    ordered = unique.with_columns(tie.alias("tie")).sort(user, r.TIMESTAMP, r.REQUEST_ID, "tie", r.ITEM_INDEX, r.LEVEL)
-    requests = ordered.with_columns(_new_request(data).fill_null(value=True).cum_sum().over(user).alias("request"))
-    merged = requests.with_columns(pl.col(r.LEVEL, *signals).max().over(user, "request", r.ITEM_INDEX)).unique(
-        [user, "request", r.ITEM_INDEX], keep="first", maintain_order=True
+    tie = pl.struct(user, r.ITEM_INDEX).hash(seed=0).alias("tie")
+    events = events.with_columns(tie, *(pl.col(r.SIGNALS).list.get(at).alias(name) for at, name in enumerate(signals)))
+    names = events.select(pl.col(user).unique().sort()).with_row_index(_USER)
+    # From here on a user is a number: numbers are compared faster than texts.
+    numbered = events.join(names, on=user).drop(user, r.SIGNALS, strict=False)
+    unique = numbered.unique([_USER, r.ITEM_INDEX, r.TIMESTAMP, r.LEVEL, r.REQUEST_ID, *signals])
+    ordered = unique.sort(_USER, r.TIMESTAMP, r.REQUEST_ID, "tie", r.ITEM_INDEX, r.LEVEL)
+    # In order, a flag where something begins and a running sum of the flags are all that grouping takes.
+    requests = ordered.with_columns((_new_user() | _new_request(data)).fill_null(value=True).cum_sum().alias("request"))
+    pair = (pl.col("request").cast(pl.Int64) * (pl.col(r.ITEM_INDEX).max() + 1) + pl.col(r.ITEM_INDEX)).alias("pair")
+    merged = (
+        requests.with_columns(pair)
+        .with_columns(pl.col(r.LEVEL, *signals).max().over("pair"))
+        .unique("pair", keep="first", maintain_order=True)
+        .with_columns(_since_start(pl.col("request") != pl.col("request").shift(1)).alias("place"))
     )
-    paged = merged.with_columns((pl.int_range(pl.len()).over(user, "request") // data.max_request_items).alias("page"))
-    is_new_page = (pl.struct("request", "page") != pl.struct("request", "page").shift(1).over(user)).fill_null(value=True)
-    numbered = paged.with_columns((is_new_page.cum_sum().over(user) - 1).cast(pl.Int32).alias("request"))
-    labelled = numbered.with_columns(_phase(split, cuts).cast(pl.Int8).alias("phase"))
+    pages = merged.with_columns((pl.col("place") % data.max_request_items == 0).cum_sum().alias("page"))
+    number = pl.col("page") - pl.when(_new_user()).then("page").forward_fill()
+    labelled = pages.with_columns(number.cast(pl.Int32).alias("request"), _phase(split, cuts).cast(pl.Int8).alias("phase"))
     values = pl.concat_list(signals) if signals else pl.lit(None, pl.List(pl.Float32))
     grouped = (
         labelled.with_columns(values.alias(r.SIGNALS))
-        .group_by(user, maintain_order=True)
+        .group_by(_USER, maintain_order=True)
         .agg(
             pl.col(r.ITEM_INDEX).alias("items"),
             pl.col(r.LEVEL).alias("levels"),
@@ -73,6 +80,8 @@ def build_timelines(events: pl.DataFrame, data: DataConfig, split: SplitConfig, 
             pl.col("phase").alias("phases"),
             pl.col(r.SIGNALS).explode(),  # lists of lists would be slow to read
         )
+        .join(names, on=_USER, maintain_order="left")
+        .select(r.TIMELINES.names)
     )
     if not signals:
         grouped = grouped.with_columns(pl.lit(None, pl.List(pl.Float32)).alias(r.SIGNALS))
@@ -86,16 +95,22 @@ def build_timelines(events: pl.DataFrame, data: DataConfig, split: SplitConfig, 
     return grouped.to_arrow().cast(r.TIMELINES), counts
 
 
+def _new_user() -> pl.Expr:
+    """True at the first event of each user."""
+    return pl.col(_USER).ne_missing(pl.col(_USER).shift(1))
+
+
 def _new_request(data: DataConfig) -> pl.Expr:
-    """True where an event opens a request of its user; null at the user's first event."""
+    """True where an event opens a request, if its user has events before it; null at the first event of all."""
     if data.columns.request_id:
-        return pl.col(r.REQUEST_ID).ne_missing(pl.col(r.REQUEST_ID).shift(1).over(r.USER_ID)) | _first()
-    gap = (pl.col(r.TIMESTAMP) - pl.col(r.TIMESTAMP).shift(1)).over(r.USER_ID)
-    return gap >= round(data.request_gap_minutes * 60_000)
+        return pl.col(r.REQUEST_ID).ne_missing(pl.col(r.REQUEST_ID).shift(1))
+    return pl.col(r.TIMESTAMP) - pl.col(r.TIMESTAMP).shift(1) >= round(data.request_gap_minutes * 60_000)
 
 
-def _first() -> pl.Expr:
-    return pl.int_range(pl.len()).over(r.USER_ID) == 0
+def _since_start(begins: pl.Expr) -> pl.Expr:
+    """How many rows lie between each row and the last one before it where something begins; the first row begins."""
+    place = pl.int_range(pl.len())
+    return place - pl.when(begins.fill_null(value=True)).then(place).forward_fill()
 
 
 def _phase(split: SplitConfig, cuts: Cuts) -> pl.Expr:
@@ -104,7 +119,7 @@ def _phase(split: SplitConfig, cuts: Cuts) -> pl.Expr:
         return pl.when(time >= cuts.test_from).then(r.Phase.TEST).when(time >= cuts.valid_from).then(r.Phase.VALID).otherwise(r.Phase.TRAIN)
     # Leave-one-out: TEST begins at the last positive, VALID at the one before it.
     is_positive = pl.col(r.LEVEL) >= split.positive_level
-    so_far, in_all = is_positive.cum_sum().over(r.USER_ID), is_positive.sum().over(r.USER_ID)
+    so_far, in_all = is_positive.cum_sum().over(_USER), is_positive.sum().over(_USER)
     return (
         pl.when((in_all >= 2) & (so_far == in_all))
         .then(r.Phase.TEST)
