@@ -18,7 +18,7 @@ from tests.logs import COLUMNS, write_log
 from tests.s3.conftest import BUCKET, S3
 
 WORKSPACE = f"s3://{BUCKET}/workspace"
-STEPS = ["evaluation", "gate", "precompute", "release", "semantic_ids", "sessions", "training"]
+STEPS = ["evaluation", "gate", "precompute", "release", "reward", "semantic_ids", "sessions", "training"]
 
 
 @dataclass(frozen=True)
