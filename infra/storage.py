@@ -113,7 +113,9 @@ def storage_errors(uri: str) -> Iterator[None]:
     except PermissionError as error:
         if is_s3(uri):
             keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            raise StorageError(f"S3 denies access: {error}", where=uri, mend=f"check {keys}, and what they may do in the bucket") from error
+            raise StorageError(
+                f"S3 denies access: {error}", where=uri, mend=f"check {keys}, what they may do in the bucket, and its name"
+            ) from error
         raise StorageError("access is denied", where=uri, mend="check its permissions") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

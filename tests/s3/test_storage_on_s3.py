@@ -76,11 +76,18 @@ def test_what_is_wrong_with_the_logs_is_told(wrong: str, s3: S3, tmp_path: Path,
     assert len(more) == 2, "where, and how to mend it"
 
 
-@pytest.mark.parametrize(("changed", "message"), [({"AWS_ACCESS_KEY_ID": "nobody"}, "S3 denies access"), ({}, "the bucket does not exist")])
-def test_what_is_wrong_with_the_workspace_is_told(changed: dict[str, str], message: str, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in changed.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("wrong", ["key", "bucket"])
+def test_a_workspace_that_cannot_be_written_is_told_with_what_to_check(wrong: str, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Who may not make buckets is denied access to one that does not exist, here as by other servers.
+    if wrong == "key":
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(StorageError, match=message):
-        storage.write_bytes(f"s3://{BUCKET if changed else 'no-such-bucket'}/runs/x", b"1")
+    with pytest.raises(StorageError, match="S3 denies access") as caught:
+        storage.write_bytes(f"s3://{BUCKET if wrong == 'key' else 'no-such-bucket'}/runs/x", b"1")
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, what they may do in the bucket, and its name" in str(caught.value)
     S3FileSystem.clear_instance_cache()
+
+
+def test_a_bucket_that_does_not_exist_is_told_when_it_is_read(s3: S3) -> None:
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        storage.read_bytes("s3://no-such-bucket/runs/x")
