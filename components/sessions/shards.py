@@ -159,8 +159,7 @@ def write_timelines(scratch_uri: str, catalogue: pl.DataFrame, config: Config, c
     shards, n_items = config.data.shards, len(catalogue)
     numbers = [n for n in range(shards) if storage.exists(_shard_uri(scratch_uri, n))]
     index = ray.put(catalogue.select(r.ITEM_ID, r.ITEM_INDEX).to_arrow())
-    settings = {"data": config.data, "split": config.split, "cuts": cuts}
-    work = partial(_write_shards, **settings, index=index, scratch_uri=scratch_uri, uri=uri)
+    work = partial(_write_shards, data=config.data, split=config.split, cuts=cuts, index=index, scratch_uri=scratch_uri, uri=uri)
     rows = ray.data.from_items([{_SHARD: n} for n in numbers], override_num_blocks=len(numbers))
     popularity, counts = np.zeros(n_items, dtype=np.int64), Counter[str]()
     meter = ProgressMeter(len(numbers), step="sessions", unit="shards")
