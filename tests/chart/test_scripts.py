@@ -207,7 +207,7 @@ def test_pipelines_are_uploaded_once_with_the_image_of_the_release(
     text, name = upload.with_image(
         (CHART.parents[1] / "pipelines/compiled/training.yaml").read_text("utf-8"), "registry.test/rankgr@sha256:0"
     )
-    executors = yaml.safe_load(text)["deploymentSpec"]["executors"].values()
+    executors = next(yaml.safe_load_all(text))["deploymentSpec"]["executors"].values()
     assert {one["container"]["image"] for one in executors} == {"registry.test/rankgr@sha256:0"}
     with answering(answers) as (url, asked):
         for key, value in {"KFP_HOST": url, "KFP_NAMESPACE": "team", "KFP_TOKEN": tmp_path / "token", "HOME": tmp_path}.items():
