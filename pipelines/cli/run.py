@@ -29,14 +29,7 @@ def run(
 
     Example: `rankgr run --preset kuairand --logs interactions.parquet --items items.parquet`
     """
-    settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
-    if dry_run:
-        announce(settings, [f"run the step {name}" for name in _STEPS])
-        return
-    run_id = new_run_id()
-    with local_services(settings):
-        records = run_pipeline(settings, run_id=run_id, fresh=fresh)
-    print_figures(settings, records)
+    _walk(settings_of(config, preset, overrides, logs=logs, items=items), fresh=fresh, dry_run=dry_run)
 
 
 def refresh(
@@ -52,13 +45,17 @@ def refresh(
 
     Example: `rankgr refresh --preset kuairand --logs all_events.parquet --items items.parquet`
     """
-    settings = checked(settings_of(config, preset, overrides, logs=logs, items=items))
+    _walk(settings_of(config, preset, overrides, logs=logs, items=items), fresh=fresh, dry_run=dry_run, refresh=True)
+
+
+def _walk(given: Config, *, fresh: bool, dry_run: bool, refresh: bool = False) -> None:
+    settings = checked(given)
     if dry_run:
         announce(settings, [f"run the step {name}" for name in _STEPS])
         return
     run_id = new_run_id()
     with local_services(settings):
-        records = run_pipeline(settings, run_id=run_id, fresh=fresh, refresh=True)
+        records = run_pipeline(settings, run_id=run_id, fresh=fresh, refresh=refresh)
     print_figures(settings, records)
 
 
