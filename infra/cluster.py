@@ -110,6 +110,13 @@ def connect(config: ClusterConfig, *, log_to_driver: bool = False) -> None:
         ) from error
 
 
+def use_token() -> None:
+    """Have clients of Ray's HTTP interfaces send RAY_AUTH_TOKEN where it is set; by itself Ray does only with RAY_AUTH_MODE=token."""
+    if os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_MODE"):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        _reread_environment()
+
+
 def quiet_ray(*, errors_too: bool = False) -> None:
     """Leave only warnings of Ray's own loggers.
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from infra import storage
-from infra.cluster import quiet_ray
+from infra.cluster import quiet_ray, use_token
 from infra.errors import ServiceError
 from infra.local import signals_interrupt
 from infra.logs import configure_logs, get_logger
@@ -77,6 +77,7 @@ class Job:
 
     def __init__(self, client: Any, url: str, number: str) -> None:
         self.client, self.url, self.id = client, url, number
+        self._shown = 0
 
     @staticmethod
     def of(cluster: ClusterConfig, name: str, command: str) -> Job:
@@ -87,6 +88,7 @@ class Job:
         """
         from ray.job_submission import JobSubmissionClient
 
+        use_token()
         with _api_errors(cluster.jobs_url):
             client = JobSubmissionClient(cluster.jobs_url)
             earlier = {str(job.submission_id): job.status for job in client.list_jobs() if str(job.submission_id).startswith(f"{name}-")}
@@ -95,7 +97,11 @@ class Job:
                     get_logger("ray").info("a job that is under way is followed", job=number)
                     return Job(client, cluster.jobs_url, number)
             environment = runtime_env(upload=cluster.jobs_upload)
-            job = {"entrypoint": command, "submission_id": f"{name}-{len(earlier) + 1}", "runtime_env": environment}
+            job = {
+                "entrypoint": command,
+                "submission_id": f"{name}-{1 + max(map(_last_number, earlier), default=0)}",
+                "runtime_env": environment,
+            }
             number = _submitted(client, **job, entrypoint_num_cpus=cluster.job_cpus)
         get_logger("ray").info("job submitted", job=number, cluster=cluster.jobs_url)
         return Job(client, cluster.jobs_url, number)
@@ -104,28 +110,28 @@ class Job:
         """Pass on what the job writes until it ends; True where it succeeded. A connection that breaks is made again."""
         from aiohttp import ClientError
 
-        shown, tries = 0, 0
+        tries = 0
         while True:
+            before = self._shown
             try:
-                shown = asyncio.run(self._tail(shown))
+                asyncio.run(self._tail())
+                status = self.client.get_job_status(self.id)
+                if status.is_terminal():
+                    return bool(status == "SUCCEEDED")
             except (RuntimeError, OSError, ClientError) as error:
-                tries += 1
+                tries = 1 if self._shown > before else tries + 1
                 if tries > _TRIES:
                     raise ServiceError(f"the logs of the job break off: {error}", where=self.url, mend=f"ray job logs {self.id}") from error
-            with _api_errors(self.url):
-                status = self.client.get_job_status(self.id)
-            if status.is_terminal():
-                return bool(status == "SUCCEEDED")
             time.sleep(_PAUSE_S)
 
-    async def _tail(self, shown: int) -> int:
-        """Write the log from a character on; the number of characters that it had."""
+    async def _tail(self) -> None:
+        """Write what the log has beyond what was written of it already."""
         seen = 0
         async for text in self.client.tail_job_logs(self.id):
-            sys.stderr.write(text[max(shown - seen, 0) :])
+            sys.stderr.write(text[max(self._shown - seen, 0) :])
             sys.stderr.flush()
             seen += len(text)
-        return max(seen, shown)
+            self._shown = max(self._shown, seen)
 
     def message(self) -> str:
         """How the job ended."""
@@ -139,6 +145,12 @@ class Job:
             self.client.stop_job(self.id)
             while not self.client.get_job_status(self.id).is_terminal() and time.monotonic() < deadline:
                 time.sleep(_PAUSE_S / 4)
+
+
+def _last_number(submission_id: str) -> int:
+    """The number behind the last dash; 0 for what is none."""
+    text = submission_id.rpartition("-")[2]
+    return int(text) if text.isdecimal() else 0
 
 
 def _submitted(client: Any, **job: Any) -> str:
@@ -190,7 +202,7 @@ def _api_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (RuntimeError, ConnectionError, ValueError, RayError) as error:
+    except (RuntimeError, OSError, ValueError, RayError) as error:  # those of `requests` are OSErrors
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ServiceError(
             f"the jobs API of the Ray cluster cannot be used: {first}",

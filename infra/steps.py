@@ -174,9 +174,14 @@ def error_kept(run: Run) -> Iterator[None]:
         storage.remove(uri)
         yield
     except RankGRError as error:
-        with suppress(errors.StorageError):  # the storage may be what failed
-            storage.write_json(uri, errors.describe(error))
+        keep_error(run, error)
         raise
+
+
+def keep_error(run: Run, error: RankGRError) -> None:
+    """Leave an error in the run's records, for `raise_kept_error`."""
+    with suppress(errors.StorageError):  # the storage may be what failed
+        storage.write_json(storage.join(run.config.workspace, "runs", run.run_id, _ERROR), errors.describe(error))
 
 
 def raise_kept_error(workspace: str, run_id: str) -> None:

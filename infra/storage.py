@@ -108,7 +108,7 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        what = "the bucket does not exist" if is_s3(uri) and "bucket" in str(error) else "the path does not exist"
+        what = "the bucket does not exist" if is_s3(uri) and "specified bucket" in str(error) else "the path does not exist"
         raise StorageError(what, where=str(error.filename or uri), mend="check the URI") from error
     except PermissionError as error:
         if is_s3(uri):

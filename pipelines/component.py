@@ -20,20 +20,24 @@ def validate_parameters(
 ) -> NamedTuple("Outputs", [("config", str), ("run_id", str)]):  # type: ignore[valid-type]
     """Parameters to the configuration of all steps, checked with the data; whatever is wrong is said at once."""
     import sys
+    from contextlib import suppress
     from typing import NamedTuple
 
     from infra.errors import RankGRError
     from infra.logs import configure_logs, get_logger
-    from infra.steps import Run, error_kept
+    from infra.steps import Run, error_kept, keep_error
     from pipelines.parameters import refreshed, resolve
 
     configure_logs()
     try:
         settings = resolve(preset, logs_uri, items_uri, overrides, config)
-        if refresh:
-            with error_kept(Run(settings, run_id or job_id)):
-                settings = refreshed(settings)
+        with error_kept(Run(settings, run_id or job_id)):
+            settings = refreshed(settings) if refresh else settings
     except RankGRError as error:
+        # What is wrong with the settings the last step finds by itself; of the data it has to be told.
+        with suppress(RankGRError):
+            known = resolve(preset, logs_uri, items_uri, overrides, config, read_data=False)
+            keep_error(Run(known, run_id or job_id), error)
         get_logger("parameters").error(str(error))
         sys.exit(error.exit_code)
     Outputs = NamedTuple("Outputs", [("config", str), ("run_id", str)])  # noqa: UP014 - as KFP reads it above

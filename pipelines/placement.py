@@ -13,6 +13,8 @@ from infra.errors import ConfigError
 SECRET_KEYS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
     "MLFLOW_TRACKING_TOKEN",
     "RANKGR_REDIS_URL",

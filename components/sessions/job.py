@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from components.sessions.catalogue import build_catalogue, catalogue_table, check_items
@@ -16,7 +16,7 @@ from infra import records as r
 from infra import storage
 from infra.cluster import quiet_ray, ray_session, unwrap
 from infra.config import Config
-from infra.errors import DataError, RankGRError
+from infra.errors import DataError, RankGRError, StorageError
 from infra.logs import get_logger
 from infra.sections import DataConfig
 from infra.steps import Run, StepResult, job_main, run_step
@@ -79,9 +79,14 @@ def _prepare_sessions(config: Config, out_uri: str) -> dict[str, Any]:
             reasons_of_items = Counter[str](bad_items[r.REASON].to_list())
             _refuse_too_many_bad(reasons_of_items, rows, "items", config.data, where=f"{config.data.items}; they are in {quarantine_uri}")
         cuts = temporal_cuts(summary.last_ms, config.split)
-        popularity, counts = write_timelines(scratch_uri, catalogue, config, cuts, storage.join(out_uri, TIMELINES_FOLDER))
-    finally:
-        storage.remove(scratch_uri)
+        popularity, counts = write_timelines(
+            scratch_uri, sorted(summary.shards), catalogue, config, cuts, storage.join(out_uri, TIMELINES_FOLDER)
+        )
+    except BaseException:
+        with suppress(StorageError):  # others may still write there; the next attempt removes what is left
+            storage.remove(scratch_uri)
+        raise
+    storage.remove(scratch_uri)
     segments = largest_segments(summary.segments)
     storage.write_table(catalogue_table(catalogue, popularity.tolist(), segments), storage.join(out_uri, CATALOGUE_FILE))
     if summary.bad or len(bad_items):

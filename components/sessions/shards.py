@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -45,6 +45,7 @@ class Summary:
         items: ids that occur.
         last_ms: time of the last good event.
         segments: (segment, item) with the number of positive events, a frame a part of the log.
+        shards: numbers of those that have events.
     """
 
     rows: int = 0
@@ -52,6 +53,7 @@ class Summary:
     items: set[str] = field(default_factory=set)
     last_ms: int = 0
     segments: list[pl.DataFrame] = field(default_factory=list)
+    shards: set[int] = field(default_factory=set)
 
     def add(self, frame: pl.DataFrame, positive_level: int) -> None:
         """Count checked events."""
@@ -76,6 +78,7 @@ class Summary:
             "items": pa.array([list(self.items)], pa.list_(pa.string())),
             "reasons": pa.array([list(self.bad)], pa.list_(pa.string())),
             "counts": pa.array([list(self.bad.values())], pa.list_(pa.int64())),
+            "shards": pa.array([list(self.shards)], pa.list_(pa.int64())),
         }
         types = {r.SEGMENT: pa.string(), r.ITEM_ID: pa.string(), r.POPULARITY: pa.int64()}
         lists = {name: pa.array([[row[at] for row in segments]], pa.list_(kind)) for at, (name, kind) in enumerate(types.items())}
@@ -87,6 +90,7 @@ class Summary:
         self.last_ms = max(self.last_ms, row["last_ms"])
         self.items.update(row["items"])
         self.bad.update(dict(zip(row["reasons"], row["counts"], strict=True)))
+        self.shards.update(map(int, row["shards"]))
         if len(row[r.SEGMENT]):
             self.segments.append(pl.DataFrame({name: list(row[name]) for name in (r.SEGMENT, r.ITEM_ID, r.POPULARITY)}))
 
@@ -128,27 +132,40 @@ def _split_pieces(batch: pa.Table, data: DataConfig, positive_level: int, scratc
             kept.append(frame.filter(~is_bad).select(_EXCHANGED))
             rows += len(kept[-1])
             if rows >= _ROWS_AT_ONCE:
-                _write_parts(pl.concat(kept), data.shards, scratch_uri, f"{number:06d}-{place:04d}")
+                found.shards |= _write_parts(pl.concat(kept), data.shards, scratch_uri, f"{number:06d}-{place:04d}")
                 kept, rows = [], 0
         if rows:
-            _write_parts(pl.concat(kept), data.shards, scratch_uri, f"{number:06d}-last")
+            found.shards |= _write_parts(pl.concat(kept), data.shards, scratch_uri, f"{number:06d}-last")
         yield found.to_arrow()
 
 
-def _write_parts(events: pl.DataFrame, shards: int, scratch_uri: str, name: str) -> None:
+def _write_parts(events: pl.DataFrame, shards: int, scratch_uri: str, name: str) -> set[int]:
+    """Write events to their shards; the numbers of those."""
     users = events.select(pl.col(r.USER_ID).unique())
     shard = pl.Series(_SHARD, [zlib.crc32(user.encode()) % shards for user in users[r.USER_ID]], dtype=pl.Int32)
     with_shard = events.join(users.with_columns(shard), on=r.USER_ID)
-    for (number,), part in with_shard.partition_by(_SHARD, as_dict=True, include_key=False).items():
+    parts = {int(number): part for (number,), part in with_shard.partition_by(_SHARD, as_dict=True, include_key=False).items()}
+    for number, part in parts.items():
         storage.write_table(part.to_arrow(), storage.join(_shard_uri(scratch_uri, number), f"{name}.parquet"))
+    return set(parts)
 
 
 def _shard_uri(scratch_uri: str, number: Any) -> str:
     return storage.join(scratch_uri, f"shard-{number:05d}")
 
 
-def write_timelines(scratch_uri: str, catalogue: pl.DataFrame, config: Config, cuts: Cuts, uri: str) -> tuple[np.ndarray, dict[str, int]]:
-    """Write `part-*.parquet` below `uri`, a file a shard that `split_log` left.
+def write_timelines(
+    scratch_uri: str, numbers: Sequence[int], catalogue: pl.DataFrame, config: Config, cuts: Cuts, uri: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Write `part-*.parquet` below `uri`, a file a shard.
+
+    Args:
+        scratch_uri: of `split_log`.
+        numbers: of the shards that it wrote; one that is gone is an error.
+        catalogue: numbers of the items.
+        config: `data` and `split` are used.
+        cuts: used by the temporal protocol.
+        uri: where the timelines go.
 
     Returns:
         training popularity of each item, and the counts of `build_timelines` over all shards.
@@ -156,8 +173,7 @@ def write_timelines(scratch_uri: str, catalogue: pl.DataFrame, config: Config, c
     import ray
     import ray.data
 
-    shards, n_items = config.data.shards, len(catalogue)
-    numbers = [n for n in range(shards) if storage.exists(_shard_uri(scratch_uri, n))]
+    n_items = len(catalogue)
     index = ray.put(catalogue.select(r.ITEM_ID, r.ITEM_INDEX).to_arrow())
     work = partial(_write_shards, data=config.data, split=config.split, cuts=cuts, index=index, scratch_uri=scratch_uri, uri=uri)
     rows = ray.data.from_items([{_SHARD: n} for n in numbers], override_num_blocks=len(numbers))

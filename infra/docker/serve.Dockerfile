@@ -15,8 +15,10 @@ COPY infra infra
 COPY components components
 COPY serving serving
 COPY pipelines pipelines
+# The code is /app alone; its command stays.
 RUN pip install -c constraints.txt . \
-  && pip uninstall -y rankgr kfp kfp-kubernetes kfp-pipeline-spec kfp-server-api pip setuptools && rm -rf build ./*.egg-info
+  && pip uninstall -y rankgr kfp kfp-kubernetes kfp-pipeline-spec kfp-server-api pip setuptools && rm -rf build ./*.egg-info \
+  && printf '%s\n' '#!/opt/venv/bin/python' 'from pipelines.cli import main' 'main()' > /opt/venv/bin/rankgr && chmod 755 /opt/venv/bin/rankgr
 
 FROM python:${PYTHON}
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/home/rankgr RAY_USAGE_STATS_ENABLED=0
@@ -28,7 +30,7 @@ COPY --from=build --chown=root:root /src /app
 USER 10001:10001
 WORKDIR /app
 EXPOSE 8000 8001
-# The proxy says that it has routes; a node without a proxy is well while its raylet answers.
+# A proxy listens; a node without one is well while its raylet answers.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
   CMD ["python", "-c", "import socket, sys; sys.exit(min(socket.socket().connect_ex(('127.0.0.1', p)) for p in (8000, 52365)))"]
-CMD ["python", "-c", "from pipelines.cli import main; main()", "serve"]
+CMD ["rankgr", "serve"]

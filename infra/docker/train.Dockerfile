@@ -16,7 +16,9 @@ COPY infra infra
 COPY components components
 COPY serving serving
 COPY pipelines pipelines
-RUN pip install -c constraints.txt ".[text]" && pip uninstall -y rankgr pip setuptools && rm -rf build ./*.egg-info
+# The code is /app alone; its command stays.
+RUN pip install -c constraints.txt ".[text]" && pip uninstall -y rankgr pip setuptools && rm -rf build ./*.egg-info \
+  && printf '%s\n' '#!/opt/venv/bin/python' 'from pipelines.cli import main' 'main()' > /opt/venv/bin/rankgr && chmod 755 /opt/venv/bin/rankgr
 
 FROM python:${PYTHON}
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/home/rankgr RAY_USAGE_STATS_ENABLED=0
@@ -28,4 +30,4 @@ WORKDIR /app
 # A pod of a step only lives while its step does; a node of Ray is well while its raylet answers.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import socket, sys; sys.exit(socket.socket().connect_ex(('127.0.0.1', 52365)))"]
-CMD ["python", "-c", "from pipelines.cli import main; main()", "--help"]
+CMD ["rankgr", "--help"]

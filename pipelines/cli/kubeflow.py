@@ -84,7 +84,8 @@ def submit(
     Example: `rankgr submit --host https://kubeflow.example.com/pipeline --token file:token --preset kuairand --logs s3://raw/events.parquet`
     """
     base = read_settings(config) if config else {}
-    preset = preset or base.pop("preset", None) or "small"
+    of_file = base.pop("preset", None)
+    preset = preset or of_file or "small"
     named: dict[str, Any] = {"preset": preset, "logs_uri": logs or "", "items_uri": items or "", "overrides": overrides or []}
     named["config"] = json.dumps(base) if base else ""
     settings = resolve(**named, read_data=False)

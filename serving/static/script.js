@@ -45,8 +45,11 @@ function rows(id, entries, empty) {
 const age = seconds => seconds < 120 ? seconds.toFixed(seconds < 10 ? 1 : 0) + " s" : seconds < 7200 ? (seconds / 60).toFixed(0) + " min" : (seconds / 3600).toFixed(0) + " h"
 const path = () => "/v1/users/" + encodeURIComponent(at("user").value)
 
+let asked = 0  // an answer to an earlier question may come after that to the latest one: it is not shown
+
 async function showSlate() {
-  const slate = await call(path() + "/slate?k=" + at("k").value)
+  const own = asked, slate = await call(path() + "/slate?k=" + at("k").value)
+  if (own !== asked) return slate
   rows("slate", slate.items.map((item, place) => ({rank: place + 1, title: item.title, name: item.item_id, value: item.score.toFixed(3)})),
     "There is nothing to show.")
   at("source").hidden = false
@@ -58,7 +61,8 @@ async function showSlate() {
 }
 
 async function showHistory() {
-  const {events} = await call(path() + "/history"), latest = events.slice(-SHOWN_EVENTS).reverse()
+  const own = asked, {events} = await call(path() + "/history"), latest = events.slice(-SHOWN_EVENTS).reverse()
+  if (own !== asked) return
   rows("history", latest.map((event, place) => ({
     rank: place + 1, title: event.title, name: event.item_id, value: LEVELS[event.level], level: event.level
   })), "Nothing is known of this user.")
@@ -66,6 +70,7 @@ async function showHistory() {
 }
 
 async function show() {
+  asked++
   for (const chip of at("chips").children) chip.setAttribute("aria-pressed", chip.textContent === at("user").value)
   location.hash = "user=" + encodeURIComponent(at("user").value)
   const [slate] = await Promise.all([showSlate(), showHistory()])

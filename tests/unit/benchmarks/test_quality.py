@@ -13,6 +13,7 @@ from tests.benchmarks.quality_report import told
 
 def settings(task: str, variant: str) -> Config:
     bench = object.__new__(quality.Bench)  # its constructor reads the data set
+    bench.device = "cpu"
     bench.task, bench.quick, bench.workspace, bench.files = quality.TASKS[task], False, Path("w"), (Path("l"), Path("i"))
     return bench.config(quality.VARIANTS[variant], seed=0)
 
