@@ -81,9 +81,9 @@ def test_settings_that_the_chart_makes_cannot_be_set_twice() -> None:
 
 @pytest.mark.parametrize("name", CI)
 def test_the_settings_of_every_values_file_are_rankgrs(name: str, tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(json.dumps(ci_values(name)["config"]), "utf-8")
-    load_config(str(file))
+    file, settings = tmp_path / "run.yaml", ci_values(name)["config"]
+    file.write_text(json.dumps(settings), "utf-8")
+    assert load_config(str(file)).workspace == settings["workspace"]  # a key that is not known would be refused
 
 
 def test_the_image_is_the_one_that_pipelines_name() -> None:
