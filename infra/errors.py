@@ -13,6 +13,11 @@ A message says what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MOST_TOLD = 20
+"""Errors that a person reads at once; of more the number is told."""
+
 
 class RankGRError(Exception):
     """Base of all errors raised on purpose.
@@ -68,6 +73,22 @@ class TrainingError(RankGRError):
 
 def _rebuild(kind: type[RankGRError], what: str, where: str, mend: str) -> RankGRError:
     return kind(what, where=where, mend=mend)
+
+
+def in_one_line(error: RankGRError) -> str:
+    """An error as one of several: what (where): how to mend it."""
+    where, mend = f" ({error.where})" if error.where else "", f": {error.mend}" if error.mend else ""
+    return f"{error.what}{where}{mend}"
+
+
+def raise_all(found: Sequence[RankGRError]) -> None:
+    """Raise what was found, several errors as one of the first one's kind that says them all; nothing if there are none."""
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        lines = "".join(f"\n  - {in_one_line(error)}" for error in found[:MOST_TOLD])
+        more = f"\n  and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
+        raise type(found[0])(f"{len(found)} things are wrong:{lines}{more}")
 
 
 def describe(error: RankGRError) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -17,7 +18,20 @@ from infra.errors import ConfigError, ServiceError
 from infra.sections import SlateStoreConfig
 from infra.slate_codec import Keys
 
+REDIS_URL = "RANKGR_REDIS_URL"
 UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError)
+
+
+def redis_url_of(config: SlateStoreConfig) -> str:
+    """The URL that is set, or the one in the environment.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    url = config.url or os.environ.get(REDIS_URL, "")
+    if not url:
+        raise ConfigError("no Redis is named", where="slate_store.url", mend=f"--set slate_store.url=redis://..., or set {REDIS_URL}")
+    return url
 
 
 def without_password(url: str) -> str:

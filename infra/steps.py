@@ -81,6 +81,12 @@ def content_of(uri: str) -> str:
     return storage.open_committed(uri).digest
 
 
+def step_folder(workspace: str, name: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], code: Sequence[str]) -> str:
+    """Where a step's output lies: the same for the same inputs, settings and code (`run_step`)."""
+    key = storage.hash_json({"settings": settings, "inputs": inputs, "code": code_version(code)})[:16]
+    return storage.join(workspace, "steps", name, key)
+
+
 def run_step(
     run: Run,
     name: str,
@@ -103,8 +109,7 @@ def run_step(
         resumable: `work` continues from what an interrupted attempt left in the folder; otherwise that is removed.
     """
     log = get_logger(name)
-    key = storage.hash_json({"settings": settings, "inputs": inputs, "code": code_version(code)})[:16]
-    uri = storage.join(run.config.workspace, "steps", name, key)
+    uri = step_folder(run.config.workspace, name, settings=settings, inputs=inputs, code=code)
     done = None if run.fresh else storage.read_manifest(uri)
     if done is None:
         if run.fresh or not resumable:

@@ -36,7 +36,7 @@ def validate_parameters(
     except RankGRError as error:
         # What is wrong with the settings the last step finds by itself; of the data it has to be told.
         with suppress(RankGRError):
-            known = resolve(preset, logs_uri, items_uri, overrides, config, read_data=False)
+            known = resolve(preset, logs_uri, items_uri, overrides, config, look=False)
             keep_error(Run(known, run_id or job_id), error)
         get_logger("parameters").error(str(error))
         sys.exit(error.exit_code)
@@ -68,7 +68,7 @@ def report_outcome(
     configure_logs()
     succeeded = status.state == "SUCCEEDED"
     try:
-        settings = resolve(preset, logs_uri, items_uri, overrides, config, read_data=False)
+        settings = resolve(preset, logs_uri, items_uri, overrides, config, look=False)
         headline, page = outcome_of(settings, run_id or job_id, succeeded=succeeded)
         if headline.startswith(("promoted", "not promoted")):
             remember_run(settings.workspace, run_id or job_id)

@@ -18,10 +18,9 @@ from infra.config import Config
 from infra.errors import RankGRError
 from infra.local import no_process_left, valkey
 from infra.logs import get_logger
+from infra.redis_client import REDIS_URL
 from infra.slate_store import SlateStore
 from infra.steps import StepResult, raise_kept_error, remember_run, run_records
-
-REDIS_URL = "RANKGR_REDIS_URL"
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Run again, it goes on with the parts that are missing; a version that is complet
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +24,9 @@ from infra import errors, records, storage
 from infra.catalogue import Catalogue
 from infra.cluster import quiet_ray, ray_session
 from infra.config import Config
-from infra.errors import ConfigError, DataError, IntegrityError, RankGRError
+from infra.errors import DataError, IntegrityError, RankGRError
 from infra.logs import ProgressMeter, get_logger
+from infra.redis_client import redis_url_of
 from infra.slate_store import Slate, SlateStore, UserHistory
 from infra.steps import Run, StepResult, code_version, content_of, job_main, run_step
 
@@ -290,7 +290,7 @@ def step(run: Run, sessions: str, release: str) -> StepResult:
     """
     bundle_uri, version = storage.join(release, "bundle"), str(storage.open_committed(release, verify=False).metadata["version"])
     config = with_bundle_settings(run.config, bundle_uri)
-    redis_url = _redis_url(config)
+    redis_url = redis_url_of(config.slate_store)
     with SlateStore.of(config.slate_store, redis_url) as store:
         is_active = store.active_version() == version and store.count(version) >= (store.users(version) or 1)
 
@@ -311,13 +311,6 @@ def with_bundle_settings(config: Config, bundle_uri: str) -> Config:
     """A configuration that decodes as the bundle's model was judged; what a command says of services stays."""
     trained = Config.from_json(storage.read_bytes(storage.join(bundle_uri, "config.json")).decode())
     return config.model_copy(update={name: getattr(trained, name) for name in ("decoding", "retriever", "training", "semantic_ids")})
-
-
-def _redis_url(config: Config) -> str:
-    url = config.slate_store.url or os.environ.get("RANKGR_REDIS_URL", "")
-    if not url:
-        raise ConfigError("no Redis is named", where="slate_store.url", mend="--set slate_store.url=redis://..., or set RANKGR_REDIS_URL")
-    return url
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import polars as pl
 import pyarrow as pa
 
-from components.sessions.sources import columns_by_file, ids_as_text, read_frame, require_columns
+from components.sessions.sources import ids_as_text, problems_of, read_frame
 from infra import records as r
-from infra.errors import DataError
+from infra.errors import DataError, RankGRError, raise_all
 from infra.sections import DataConfig
 
 
@@ -37,14 +37,9 @@ def build_catalogue(data: DataConfig, ids_in_logs: Iterable[str]) -> tuple[pl.Da
     return catalogue, bad, counts
 
 
-def check_items(data: DataConfig) -> None:
-    """Refuse item files that cannot be read or lack the id.
-
-    Raises:
-        DataError: naming the file.
-    """
-    for name, present in columns_by_file(data.items).items():
-        require_columns({"item_id": data.columns.item_id}, present, uri=name)
+def problems_of_items(data: DataConfig) -> list[RankGRError]:
+    """Item files that cannot be read or lack the id; none where no items are given."""
+    return problems_of(data.items, {"item_id": data.columns.item_id}) if data.items else []
 
 
 def catalogue_table(
@@ -73,7 +68,7 @@ def _empty() -> pl.DataFrame:
 
 def _read_items(data: DataConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     columns = data.columns
-    check_items(data)
+    raise_all(problems_of_items(data))
     raw = read_frame(data.items)
     raw = raw.with_columns(ids_as_text(raw[columns.item_id]))
 

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from components.sessions.catalogue import build_catalogue, catalogue_table, check_items
+from components.sessions.catalogue import build_catalogue, catalogue_table, problems_of_items
 from components.sessions.check import HINTS, event_columns
 from components.sessions.shards import NO_EVENTS, NO_EVENTS_MEND, QUARANTINE_FOLDER, largest_segments, split_log, write_timelines
-from components.sessions.sources import columns_by_file, data_files, require_columns
+from components.sessions.sources import data_files, problems_of
 from components.sessions.timelines import temporal_cuts
 from infra import records as r
 from infra import storage
 from infra.cluster import quiet_ray, ray_session, unwrap
 from infra.config import Config
-from infra.errors import DataError, RankGRError, StorageError
+from infra.errors import DataError, RankGRError, StorageError, raise_all
 from infra.logs import get_logger
 from infra.sections import DataConfig
-from infra.steps import Run, StepResult, job_main, run_step
+from infra.steps import Run, StepResult, job_main, run_step, step_folder
 
 STEP = "sessions"
 CODE = ("components/sessions", "infra/records.py")
@@ -105,12 +105,14 @@ def check_sources(data: DataConfig) -> None:
     """Find missing files, unreadable ones and missing columns before anything is started.
 
     Raises:
-        DataError: what is wrong, where, and the setting that mends it.
+        DataError: all that is wrong, where, and the settings that mend it.
     """
-    for name, present in columns_by_file(data.logs).items():
-        require_columns(event_columns(data), present, uri=name)
-    if data.items:
-        check_items(data)
+    raise_all(problems_of_sources(data))
+
+
+def problems_of_sources(data: DataConfig) -> list[RankGRError]:
+    """All that `check_sources` finds."""
+    return problems_of(data.logs, event_columns(data)) + problems_of_items(data)
 
 
 def _refuse_too_many_bad(reasons: Counter[str], rows: int, what: str, data: DataConfig, *, where: str) -> None:
@@ -128,14 +130,24 @@ def _refuse_too_many_bad(reasons: Counter[str], rows: int, what: str, data: Data
 def step(run: Run) -> StepResult:
     """The step `sessions`: raw logs to timelines and catalogue."""
     config = run.config
-    inputs = {"logs": _fingerprint(config.data.logs), "items": _fingerprint(config.data.items) if config.data.items else ""}
 
     def work(out_uri: str) -> dict[str, Any]:
         with ray_session(config.cluster):
             return prepare_sessions(config, out_uri)
 
+    return run_step(run, STEP, work, **_identity(config))
+
+
+def finished(config: Config) -> storage.Manifest | None:
+    """What the step made of these very logs and settings before; None if it has not."""
+    return storage.read_manifest(step_folder(config.workspace, STEP, **_identity(config)))
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What decides whether the step is the same work."""
+    inputs = {"logs": _fingerprint(config.data.logs), "items": _fingerprint(config.data.items) if config.data.items else ""}
     settings = {"data": config.data.model_dump(exclude={"logs", "items"}), "split": config.split.model_dump()}
-    return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE)
+    return {"settings": settings, "inputs": inputs, "code": CODE}
 
 
 def _fingerprint(uri: str) -> str:

@@ -16,7 +16,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from infra import storage
-from infra.errors import DataError, StorageError
+from infra.errors import DataError, RankGRError, StorageError
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
@@ -51,32 +51,57 @@ def data_files(uri: str) -> tuple[str, list[str]]:
     return next(iter(by_format.items()))
 
 
-def columns_by_file(uri: str) -> dict[str, list[str]]:
-    """Columns of each data file at a URI; every Parquet footer is read, so that a truncated file is found now.
+def columns_by_file(uri: str) -> tuple[dict[str, list[str]], list[RankGRError]]:
+    """Columns of each data file at a URI, and an error for each that cannot be read.
+
+    Every Parquet footer is read, so that a truncated file is found now.
 
     Raises:
-        DataError: a file that cannot be read, by name.
+        DataError: there are no data files.
     """
     kind, files = data_files(uri)
     fs, _ = storage.filesystem(uri)
     found: dict[str, list[str]] = {}
+    unreadable: list[RankGRError] = []
     for name in files:
-        with unreadable_files(name, kind), fs.open(name, "rb") as stream:
-            if kind == "parquet":
-                found[name] = list(pq.read_schema(stream).names)
-            elif kind == "csv":
-                found[name] = _read_csv(b"".join(islice(stream, 1))).columns
-            else:
-                found[name] = _keys_of_first_objects(stream)
+        try:
+            with unreadable_files(name, kind), fs.open(name, "rb") as stream:
+                if kind == "parquet":
+                    found[name] = list(pq.read_schema(stream).names)
+                elif kind == "csv":
+                    found[name] = _read_csv(b"".join(islice(stream, 1))).columns
+                else:
+                    found[name] = _keys_of_first_objects(stream)
+        except RankGRError as error:
+            unreadable.append(error)
     if kind == "jsonl":  # a key that an object leaves out is a null
         every = list(dict.fromkeys(key for keys in found.values() for key in keys))
         found = dict.fromkeys(found, every)
-    return found
+    return found, unreadable
 
 
 def column_names(uri: str) -> list[str]:
     """Columns that at least one data file at a URI has."""
-    return list(dict.fromkeys(name for names in columns_by_file(uri).values() for name in names))
+    return list(dict.fromkeys(name for names in columns_by_file(uri)[0].values() for name in names))
+
+
+def problems_of(uri: str, wanted: dict[str, str]) -> list[RankGRError]:
+    """What keeps the files at a URI from being read: none there, unreadable ones, missing columns.
+
+    Args:
+        uri: of the files.
+        wanted: setting -> column name.
+    """
+    try:
+        present, found = columns_by_file(uri)
+    except RankGRError as error:
+        return [error]
+    for name, columns in present.items():
+        try:
+            require_columns(wanted, columns, uri=name)
+        except DataError as error:
+            found.append(error)
+    return found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import httpx
 import typer
 
 from infra import storage
-from infra.config import read_settings
+from infra.config import Config, read_settings
 from infra.credentials import read_secret
 from infra.errors import ConfigError, ServiceError
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset
@@ -88,12 +88,9 @@ def submit(
     preset = preset or of_file or "small"
     named: dict[str, Any] = {"preset": preset, "logs_uri": logs or "", "items_uri": items or "", "overrides": overrides or []}
     named["config"] = json.dumps(base) if base else ""
-    settings = resolve(**named, read_data=False)
+    settings = resolve(**named, look=False)
     arguments = {**named, "fresh": fresh, **({"image": image} if image else {})}
-    if storage.is_local(settings.workspace) or storage.is_local(settings.data.logs):
-        where = f"workspace: {settings.workspace}, logs: {settings.data.logs or 'none'}"
-        mend = "--set workspace=s3://... --logs s3://..."
-        raise ConfigError("the steps of a cluster share neither this machine's folders nor each other's", where=where, mend=mend)
+    _refuse_local(settings)
     options: dict[str, Any] = {"gpus": gpus, "secret": secret, "retries": retries, "tolerations": toleration or []}
     options["node_selector"] = _labels(node_selector or [])
     with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +100,21 @@ def submit(
             sys.stdout.write(f"would start {pipeline} on {host}, workspace {settings.workspace}\n")
             return
         _start(file, arguments, host=host, token=token, namespace=namespace, experiment=experiment, ca_file=ca_file, wait=wait)
+
+
+def _refuse_local(settings: Config) -> None:
+    """The steps of a cluster share neither this machine's folders nor each other's."""
+    data, tracking = settings.data, settings.tracking.uri
+    ways = {
+        "--set workspace=s3://...": settings.workspace if storage.is_local(settings.workspace) else None,
+        "--logs s3://...": (data.logs or "none") if storage.is_local(data.logs) else None,
+        "--items s3://...": data.items if data.items and storage.is_local(data.items) else None,
+        "--set tracking.uri=https://...": None if tracking.startswith(("http://", "https://")) else tracking or "none",
+    }
+    local = {mend: where for mend, where in ways.items() if where is not None}
+    if local:
+        what = "the steps of a cluster share neither this machine's folders nor each other's"
+        raise ConfigError(what, where=", ".join(local.values()), mend=" ".join(local))
 
 
 def _start(

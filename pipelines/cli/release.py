@@ -15,10 +15,11 @@ from rich.table import Table
 from infra import storage
 from infra.config import Config
 from infra.local import valkey
+from infra.redis_client import REDIS_URL
 from infra.slate_store import SlateStore
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Overrides, Preset, announce, console, settings_of
-from pipelines.local_run import REDIS_URL, redis_url
+from pipelines.local_run import redis_url
 
 app = typer.Typer(help="Versions that were released.", no_args_is_help=True)
 

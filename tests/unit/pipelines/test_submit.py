@@ -14,7 +14,7 @@ import pytest
 
 from tests.command import rankgr_here
 
-LOGS = ("--logs", "s3://raw/events.parquet", "--set", "workspace=s3://bucket/rankgr")
+LOGS = ("--logs", "s3://raw/events.parquet", "--set", "workspace=s3://bucket/rankgr", "--set", "tracking.uri=https://mlflow")
 
 
 class Kubeflow(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ def test_a_run_is_started_with_its_parameters_and_the_token(server: tuple[str, l
     assert done.stdout.splitlines()[-1] == "run-1"
     (body,) = [body for method, path, _, body in server[1] if method == "POST" and path.split("?")[0].endswith("/runs")]
     given = body["runtime_config"]["parameters"]
-    assert (given["preset"], given["logs_uri"], given["overrides"]) == ("kuairand", LOGS[1], [LOGS[3]])
+    assert (given["preset"], given["logs_uri"], given["overrides"]) == ("kuairand", LOGS[1], [LOGS[3], LOGS[5]])
     assert json.loads(given["config"]) == {"training": {"epochs": 3}}
     assert "rankgr-refresh" in json.dumps(body["pipeline_spec"])
 
@@ -86,6 +86,8 @@ def test_a_dry_run_checks_and_asks_no_server(server: tuple[str, list[Any]], tmp_
     ("arguments", "message"),
     [
         (("--logs", "s3://raw/e.parquet"), "share neither this machine's folders"),
+        (LOGS[:4], "--set tracking.uri=https://..."),
+        ((*LOGS, "--items", "items.csv"), "--items s3://..."),
         ((*LOGS, "--set", "sed=1", "--preset", "tny"), "2 of the parameters cannot be used"),
         ((*LOGS, "--node-selector", "gpu"), "cannot read the node selector"),
     ],

@@ -186,3 +186,14 @@ def test_item_files_with_different_columns_are_joined(tmp_path: Path) -> None:
         {"item_id": "01", "title": "A", "brand": None},
         {"item_id": "2", "title": None, "brand": "B"},
     ]
+
+
+def test_all_files_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> None:
+    headers = {"a": "user_id,item_id,level", "b": "", "c": "user_id,timestamp,level", "d": "user_id,item_id,timestamp,level"}
+    for name, header in headers.items():
+        write(tmp_path / f"{name}.csv", f"{header}\n" if header else "")
+    with pytest.raises(DataError) as caught:
+        check(tmp_path)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "3 things are wrong:"
+    assert [next(name for name in "abcd" if f"/{name}.csv" in line) for line in lines] == ["b", "a", "c"]
