@@ -36,7 +36,8 @@ _STOP_S = 20.0  # a pod that is deleted has half a minute
 def run_job(run: Run, step: Callable[..., StepResult], inputs: Mapping[str, str | bool]) -> StepResult:
     """Do a step as `python -m components.<room>.job` in the cluster and wait for its end.
 
-    A job of the same run and step that is under way, left by a caller that was killed, is followed rather than started twice.
+    A job that is under way with the same work, left by a caller that was killed, is followed rather than started twice; the same run
+    and step with other settings or inputs is other work.
 
     Args:
         run: its workspace must be one that the cluster reaches; the settings travel in a file there.
@@ -50,10 +51,13 @@ def run_job(run: Run, step: Callable[..., StepResult], inputs: Mapping[str, str 
     module = inspect.getmodule(step)
     assert module is not None
     name, room = module.STEP, module.__name__
-    config_uri = storage.join(run.config.workspace, "runs", run.run_id, f"{name}.config.json")
-    storage.write_bytes(config_uri, run.config.to_json().encode())
-    command = shlex.join(["python", "-m", room, "--config", config_uri, "--run-id", run.run_id, *_options({**inputs, "fresh": run.fresh})])
-    job = Job.of(run.config.cluster, f"rankgr-{run.run_id}-{name}", command)
+    settings, options = run.config.to_json(), {**inputs, "fresh": run.fresh}
+    work = storage.hash_json({"step": room, "settings": settings, "options": options})[:12]
+    # A file of its own for each work: what was submitted before may not have read its settings yet.
+    config_uri = storage.join(run.config.workspace, "runs", run.run_id, f"{name}.{work}.config.json")
+    storage.write_bytes(config_uri, settings.encode())
+    command = shlex.join(["python", "-m", room, "--config", config_uri, "--run-id", run.run_id, *_options(options)])
+    job = Job.of(run.config.cluster, f"rankgr-{run.run_id}-{name}-{work}", command)
     with _stopped_with_us(job):
         succeeded = job.follow()
     if not succeeded:
