@@ -27,7 +27,7 @@ def _headline(config: Config, run_id: str, records: dict[str, StepResult], *, su
         try:
             raise_kept_error(config.workspace, run_id)
         except errors.RankGRError as error:
-            return f"failed: {error.what.splitlines()[0]}", [part for part in (error.where, error.mend) if part]
+            return f"failed: {error.what.splitlines()[0]}", [part for part in (error.where, error.mend, *error.notes) if part]
         return "failed", ["no error of a step was left: see the log of the task that failed"]
     if "gate" not in records:
         return "checked", ["a dry run: nothing was done"]

@@ -13,7 +13,7 @@ def evaluate_retriever(
     from components.evaluation.job import step
     from infra.kfp_run import on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("evaluation", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions, semantic_ids=semantic_ids, training=training)
     for method in ("retriever", "item_knn", "popularity"):
         for name, value in result.metadata[method].items():
@@ -32,7 +32,7 @@ def decide_promotion(
     from infra import storage
     from infra.kfp_run import step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("gate", config, run_id, fresh) as run:
         result = step(run, semantic_ids, training, evaluation, reward)
     Path(report.path).write_bytes(storage.read_bytes(storage.join(result.uri, PAGE)))
     return bool(result.metadata["promoted"])

@@ -18,7 +18,7 @@ def release_bundle(
     from infra.kfp_run import step_process
     from infra.tracking import Registry
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("release", config, run_id, fresh) as run:
         result = step(run, sessions, semantic_ids, training, evaluation)
         model.metadata["bundle"] = storage.join(result.uri, BUNDLE)
         model.metadata["mlflow_model"] = f"{run.config.tracking.model_name}/{result.metadata['mlflow_version']}"

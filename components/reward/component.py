@@ -22,7 +22,7 @@ def fit_reward_model(
     from infra import storage
     from infra.kfp_run import on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("reward", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions)
         for name, figures in result.metadata["objectives"].items():
             for key in ("auc", "baseline_auc", "session_auc", "positives"):

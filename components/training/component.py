@@ -11,7 +11,7 @@ def train_retriever(config: str, run_id: str, fresh: bool, sessions: str, semant
     from components.training.job import step
     from infra.kfp_run import on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("training", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions, semantic_ids=semantic_ids)
     for name in ("loss", "ntp", "ldpo", "bce", "epochs", "parameters"):
         if name in result.metadata:

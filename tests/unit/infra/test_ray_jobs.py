@@ -13,8 +13,9 @@ from ray.job_submission import JobStatus
 
 from infra import storage
 from infra.config import Config, load_config
+from infra.errors import DataError, IntegrityError
 from infra.ray_jobs import run_job
-from infra.steps import Run, StepResult, remember
+from infra.steps import Run, StepResult, keep_error, remember
 
 STEP = "counting"
 
@@ -107,3 +108,13 @@ def test_work_whose_job_has_ended_is_submitted_again_under_the_next_number(clust
         run_job(run, step, {"source": "s3://in"})
     work = cluster.jobs[0].submission_id.removesuffix("-1")
     assert cluster.followed == [f"{work}-1", f"{work}-2", f"{work}-3"]
+
+
+def test_a_job_that_fails_raises_its_own_error_and_not_that_of_a_step_beside_it(
+    cluster: Cluster, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "get_job_status", lambda number: JobStatus.FAILED)
+    keep_error(run, "reward", DataError("no positives"))
+    keep_error(run, STEP, IntegrityError("damaged"))
+    with pytest.raises(IntegrityError, match=r"^damaged$"):
+        run_job(run, step, {"source": "s3://in"})
