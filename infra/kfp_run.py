@@ -40,6 +40,11 @@ def step_process(step: str, config: str, run_id: str, fresh: bool) -> Iterator[R
         sys.exit(error.exit_code)
 
 
+def lineage(run: Run, result: StepResult) -> dict[str, str]:
+    """What an artifact is to say of its origin: the step's folder, and the run, which MLflow knows by the tag `rankgr.run_id`."""
+    return {"folder": result.uri, "run_id": run.run_id}
+
+
 def on_ray(run: Run, step: Callable[..., StepResult], /, **inputs: str | bool) -> StepResult:
     """Do a heavy step: in this process, or as a job of the Ray cluster whose jobs API `cluster.jobs_url` names.
 

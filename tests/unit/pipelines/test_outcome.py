@@ -8,7 +8,10 @@ import pytest
 
 from infra.config import Config, load_config
 from infra.errors import DataError, ServiceError
-from infra.steps import Run, keep_error, raise_kept_error
+from infra.local import free_port
+from infra.sections import TrackingConfig
+from infra.steps import Run, StepResult, keep_error, raise_kept_error, remember
+from pipelines import outcome
 from pipelines.component import validate_parameters
 from pipelines.outcome import outcome_of
 from tests.logs import SETTINGS, write_log
@@ -52,3 +55,36 @@ def test_parameters_that_are_refused_take_the_place_of_the_errors_of_an_earlier_
     with pytest.raises(Exception, match="the path does not exist") as caught:
         raise_kept_error(config.workspace, "r1")
     assert "no positives" not in str(caught.value)
+
+
+def promoted(config: Config) -> tuple[str, str]:
+    run = Run(config, "r1")
+    remember(run, StepResult("gate", "/steps/gate/1", False, 1.0, {"promoted": True, "reasons": ["better"]}))
+    remember(run, StepResult("release", "/steps/release/1", False, 2.0, {"version": "abc", "mlflow_version": "3"}))
+    return outcome_of(config, "r1", succeeded=True)
+
+
+def with_mlflow(config: Config, uri: str) -> Config:
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
+
+
+def test_the_page_of_a_promoted_run_links_to_its_run_in_mlflow(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        def __init__(self, tracking: TrackingConfig, workspace: str) -> None:
+            self.uri = tracking.uri
+
+        def page_of(self, number: str) -> str:
+            return f"{self.uri}/run-of-{number}"
+
+    monkeypatch.setattr(outcome, "Registry", Server)
+    headline, page = promoted(with_mlflow(config, "http://mlflow:5000"))
+    assert headline == "promoted: version abc, MLflow version 3"
+    assert page.splitlines()[:4] == [f"# {headline}", "", "- better", "- MLflow: <http://mlflow:5000/run-of-3>"]
+
+
+def test_a_run_is_told_as_promoted_whether_or_not_mlflow_answers_or_has_pages(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for uri in ("", f"http://127.0.0.1:{free_port()}"):
+        headline, page = promoted(with_mlflow(config, uri))
+        assert headline == "promoted: version abc, MLflow version 3"
+        assert page.splitlines()[:4] == [f"# {headline}", "", "- better", ""]
