@@ -13,7 +13,7 @@ A message says what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 MOST_TOLD = 20
 """Errors that a person reads at once; of more the number is told."""
@@ -26,12 +26,16 @@ class RankGRError(Exception):
         what: what is wrong, in one sentence.
         where: file, column, key or address concerned.
         mend: what the user can do about it.
+
+    Attributes:
+        notes: what went wrong beside it.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
         self.what, self.where, self.mend = what, where, mend
+        self.notes: list[str] = []
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -40,7 +44,7 @@ class RankGRError(Exception):
             parts.append(f"  where: {self.where}")
         if self.mend:
             parts.append(f"  mend:  {self.mend}")
-        return "\n".join(parts)
+        return "\n".join([*parts, *(f"  also:  {note}" for note in self.notes)])
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel between Ray workers and the driver; keyword arguments need help there.
@@ -96,6 +100,8 @@ def describe(error: RankGRError) -> dict[str, str]:
     return {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
 
 
-def raise_described(saved: dict[str, str]) -> None:
-    """Raise the error that `describe` put down."""
-    raise globals()[saved["kind"]](saved["what"], where=saved["where"], mend=saved["mend"])
+def raise_described(saved: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+    """Raise the error that `describe` put down, with notes of what went wrong beside it."""
+    error: RankGRError = globals()[saved["kind"]](saved["what"], where=saved["where"], mend=saved["mend"])
+    error.notes.extend(notes)
+    raise error

@@ -14,13 +14,14 @@ from infra.steps import Run, StepResult, error_kept
 
 
 @contextmanager
-def step_process(config: str, run_id: str, fresh: bool) -> Iterator[Run]:
+def step_process(step: str, config: str, run_id: str, fresh: bool) -> Iterator[Run]:
     """The run behind a component's parameters.
 
     An error of ours ends the process with its exit code and without a traceback; it is also left in the run's records
     (`infra.steps.raise_kept_error`), since a pipeline engine only tells that a step failed.
 
     Args:
+        step: names the error that it leaves.
         config: the whole configuration as JSON (`rankgr config show --json`).
         run_id: names the run's records.
         fresh: redo finished steps.
@@ -32,11 +33,16 @@ def step_process(config: str, run_id: str, fresh: bool) -> Iterator[Run]:
         get_logger("pipeline").error(str(error))
         sys.exit(error.exit_code)
     try:
-        with error_kept(run):
+        with error_kept(run, step):
             yield run
     except RankGRError as error:
         get_logger("pipeline").error(str(error))
         sys.exit(error.exit_code)
+
+
+def lineage(run: Run, result: StepResult) -> dict[str, str]:
+    """What an artifact is to say of its origin: the step's folder, and the run, which MLflow knows by the tag `rankgr.run_id`."""
+    return {"folder": result.uri, "run_id": run.run_id}
 
 
 def on_ray(run: Run, step: Callable[..., StepResult], /, **inputs: str | bool) -> StepResult:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import shlex
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from infra.errors import ServiceError
 from infra.local import signals_interrupt
 from infra.logs import configure_logs, get_logger
 from infra.sections import ClusterConfig
-from infra.steps import Run, StepResult, raise_kept_error, run_records
+from infra.steps import Run, StepResult, name_of, raise_kept_error, run_records
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_ENV = ROOT / "infra" / "ray" / "runtime_env.yaml"
@@ -36,7 +35,8 @@ _STOP_S = 20.0  # a pod that is deleted has half a minute
 def run_job(run: Run, step: Callable[..., StepResult], inputs: Mapping[str, str | bool]) -> StepResult:
     """Do a step as `python -m components.<room>.job` in the cluster and wait for its end.
 
-    A job of the same run and step that is under way, left by a caller that was killed, is followed rather than started twice.
+    A job that is under way with the same work, left by a caller that was killed, is followed rather than started twice; the same run
+    and step with other settings or inputs is other work.
 
     Args:
         run: its workspace must be one that the cluster reaches; the settings travel in a file there.
@@ -47,17 +47,18 @@ def run_job(run: Run, step: Callable[..., StepResult], inputs: Mapping[str, str 
         RankGRError: the error that the step raised in the cluster.
         ServiceError: the jobs API cannot be used, or the job failed without an error of ours.
     """
-    module = inspect.getmodule(step)
-    assert module is not None
-    name, room = module.STEP, module.__name__
-    config_uri = storage.join(run.config.workspace, "runs", run.run_id, f"{name}.config.json")
-    storage.write_bytes(config_uri, run.config.to_json().encode())
-    command = shlex.join(["python", "-m", room, "--config", config_uri, "--run-id", run.run_id, *_options({**inputs, "fresh": run.fresh})])
-    job = Job.of(run.config.cluster, f"rankgr-{run.run_id}-{name}", command)
+    name, room = name_of(step), step.__module__
+    settings, options = run.config.to_json(), {**inputs, "fresh": run.fresh}
+    work = storage.hash_json({"step": room, "settings": settings, "options": options})[:12]
+    # A file of its own for each work: what was submitted before may not have read its settings yet.
+    config_uri = storage.join(run.config.workspace, "runs", run.run_id, f"{name}.{work}.config.json")
+    storage.write_bytes(config_uri, settings.encode())
+    command = shlex.join(["python", "-m", room, "--config", config_uri, "--run-id", run.run_id, *_options(options)])
+    job = Job.of(run.config.cluster, f"rankgr-{run.run_id}-{name}-{work}", command)
     with _stopped_with_us(job):
         succeeded = job.follow()
     if not succeeded:
-        raise_kept_error(run.config.workspace, run.run_id)
+        raise_kept_error(run.config.workspace, run.run_id, name)
         raise ServiceError(
             f"the Ray job failed: {job.message()}", where=f"{job.url}, job {job.id}", mend=f"ray job logs {job.id}; run again"
         )

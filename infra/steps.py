@@ -24,7 +24,7 @@ from infra.logs import configure_logs, get_logger
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RECORDED = "recorded_at_ns"
-_ERROR, _LATEST = "error.json", "latest.json"
+_STEP, _ERROR, _LATEST = ".step.json", ".error.json", "latest.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class StepResult:
     skipped: bool
     seconds: float
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def name_of(step: Callable[..., StepResult]) -> str:
+    """The name of a step, which its module holds as `STEP`."""
+    return str(vars(sys.modules[step.__module__])["STEP"])
 
 
 def code_version(packages: Sequence[str]) -> str:
@@ -129,24 +134,19 @@ def run_step(
 
 def remember(run: Run, result: StepResult) -> None:
     """Make a step the one of its name in a run."""
-    storage.write_json(_record(run.config.workspace, run.run_id, result.name), {**asdict(result), _RECORDED: time.time_ns()})
+    _save(run, f"{result.name}{_STEP}", asdict(result))
 
 
 def run_records(workspace: str, run_id: str) -> dict[str, StepResult]:
     """The steps of a run by name, in the order in which they were recorded."""
-    folder = storage.join(workspace, "runs", run_id)
-    if not storage.exists(folder):
-        return {}
-    saved = [storage.read_json(storage.join(folder, name)) for name in storage.list_files(folder, ".step.json")]
-    saved.sort(key=lambda record: int(record.pop(_RECORDED)))
-    return {record["name"]: StepResult(**record) for record in saved}
+    return {record["name"]: StepResult(**record) for record in _saved(workspace, run_id, _STEP)}
 
 
 def run_of(workspace: str, name: str, uri: str) -> str | None:
     """The latest run whose step of this name lies there; None if there is none."""
     folder = storage.join(workspace, "runs")
     found = []
-    for path in storage.list_files(folder, f"{name}.step.json") if storage.exists(folder) else ():
+    for path in storage.list_files(folder, f"{name}{_STEP}") if storage.exists(folder) else ():
         record = storage.read_json(storage.join(folder, path))
         if record["uri"] == uri:
             found.append((int(record[_RECORDED]), path.split("/")[0]))
@@ -172,32 +172,46 @@ def latest_run(workspace: str) -> tuple[str, dict[str, StepResult]]:
 
 
 @contextmanager
-def error_kept(run: Run) -> Iterator[None]:
-    """Leave an error of ours in the run's records, for `raise_kept_error`; one of an earlier attempt is forgotten."""
-    uri = storage.join(run.config.workspace, "runs", run.run_id, _ERROR)
+def error_kept(run: Run, step: str) -> Iterator[None]:
+    """Leave an error of ours in the run's records, for `raise_kept_error`; what the step left in an earlier attempt is forgotten."""
+    forget_errors(run, step)
     try:
-        storage.remove(uri)
         yield
     except RankGRError as error:
-        keep_error(run, error)
+        keep_error(run, step, error)
         raise
 
 
-def keep_error(run: Run, error: RankGRError) -> None:
-    """Leave an error in the run's records, for `raise_kept_error`."""
+def keep_error(run: Run, step: str, error: RankGRError) -> None:
+    """Leave a step's error in the run's records, for `raise_kept_error`."""
     with suppress(errors.StorageError):  # the storage may be what failed
-        storage.write_json(storage.join(run.config.workspace, "runs", run.run_id, _ERROR), errors.describe(error))
+        _save(run, f"{step}{_ERROR}", {**errors.describe(error), "step": step})
 
 
-def raise_kept_error(workspace: str, run_id: str) -> None:
-    """Raise the error that a step of a run left behind, if any."""
-    uri = storage.join(workspace, "runs", run_id, _ERROR)
-    if storage.exists(uri):
-        errors.raise_described(storage.read_json(uri))
+def forget_errors(run: Run, step: str = "") -> None:
+    """Remove the errors that steps of a run left, or the one of a step: another attempt begins."""
+    folder = storage.join(run.config.workspace, "runs", run.run_id)
+    for name in [f"{step}{_ERROR}"] if step else storage.list_files(folder, _ERROR):
+        storage.remove(storage.join(folder, name))
 
 
-def _record(workspace: str, run_id: str, name: str) -> str:
-    return storage.join(workspace, "runs", run_id, f"{name}.step.json")
+def raise_kept_error(workspace: str, run_id: str, step: str = "") -> None:
+    """Raise the error that a run left behind, if any: a step's, or the first one with a note of what failed beside it."""
+    kept = [error for error in _saved(workspace, run_id, _ERROR) if step in ("", error["step"])]
+    if kept:
+        errors.raise_described(kept[0], [f"{error['step']} failed too: {error['what']}" for error in kept[1:]])
+
+
+def _save(run: Run, name: str, record: Mapping[str, Any]) -> None:
+    storage.write_json(storage.join(run.config.workspace, "runs", run.run_id, name), {**record, _RECORDED: time.time_ns()})
+
+
+def _saved(workspace: str, run_id: str, kind: str) -> list[dict[str, Any]]:
+    """Records of a run in the order in which they were written."""
+    folder = storage.join(workspace, "runs", run_id)
+    saved = [storage.read_json(storage.join(folder, name)) for name in storage.list_files(folder, kind)] if storage.exists(folder) else []
+    saved.sort(key=lambda record: int(record.pop(_RECORDED)))
+    return saved
 
 
 def job_main(step: Callable[..., StepResult], inputs: Sequence[str]) -> None:
@@ -227,7 +241,7 @@ def job_main(step: Callable[..., StepResult], inputs: Sequence[str]) -> None:
     try:
         config = load_config(options["config"], preset=options["preset"], overrides=options["set"])
         run = Run(config, options["run_id"], options["fresh"])
-        with error_kept(run):
+        with error_kept(run, name_of(step)):
             result = step(run, **{name: options[name] for name in (*inputs, *flags) if name in options})
     except RankGRError as error:
         sys.stderr.write(f"error: {error}\n")

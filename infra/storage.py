@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _ASIDE = ".aside-"
 _S3_ATTEMPTS, _S3_CONNECT_S = 5, 10
+_ATTEMPTS = "AWS_MAX_ATTEMPTS"
 _S3_PART = 16 << 20  # a file of two parts or more is uploaded in parts, several at a time
 
 
@@ -70,20 +72,34 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a URI and the path inside it."""
+    """The fsspec filesystem of a URI and the path inside it.
+
+    Raises:
+        StorageError: there is no such kind of storage, or the environment says something of S3 that cannot be.
+    """
+    options = _s3_options() if is_s3(uri) else {}
     with storage_errors(uri):
         try:
-            fs, path = fsspec.core.url_to_fs(uri, **(_s3_options() if is_s3(uri) else {}))
+            fs, path = fsspec.core.url_to_fs(uri, **options)
         except ValueError as error:
             raise StorageError(f"no such kind of storage: {error}", where=uri, mend="use a local path or s3://") from error
     return fs, path
 
 
 def _s3_options() -> dict[str, Any]:
-    retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
-    config = {"retries": {**retries, "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _S3_ATTEMPTS))}}
+    attempts = os.environ.get(_ATTEMPTS) or str(_S3_ATTEMPTS)
+    if not attempts.isdecimal() or int(attempts) < 1:
+        raise StorageError(f"{attempts!r} is no number of attempts", where=_ATTEMPTS, mend=f"set {_ATTEMPTS} to 1 or more, or unset it")
+    config = {"retries": {"mode": os.environ.get("AWS_RETRY_MODE") or "standard", "total_max_attempts": int(attempts)}}
     # Other processes write to the same folders: a list that is kept would be an old one.
     return {"use_listings_cache": False, "config_kwargs": {**config, "connect_timeout": _S3_CONNECT_S}}
+
+
+def _variables_behind(message: str) -> str:
+    """The AWS_* variables whose values botocore quotes in a message; those that are wrong most often if it quotes none."""
+    variables = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_") and value)
+    quoted = [name for name, value in variables if re.search(rf"(?<![\w./:-]){re.escape(value)}(?![\w:-]|\.\w)", message)]
+    return ", ".join(quoted) or "AWS_ENDPOINT_URL and the credentials"
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -124,9 +140,10 @@ def storage_errors(uri: str) -> Iterator[None]:
     except ImportError as error:
         raise StorageError(f"no driver for this URI: {error}", where=uri, mend="pip install s3fs") from error
     except Exception as error:
-        if not type(error).__module__.startswith("botocore."):  # whose errors have no common base with ours
+        # botocore's errors have no common base, and of an address that is none it makes a plain ValueError.
+        if not type(error).__module__.startswith("botocore.") and not (is_s3(uri) and type(error) is ValueError):
             raise
-        raise StorageError(f"S3 cannot be used: {error}", where=uri, mend="check AWS_ENDPOINT_URL and the credentials") from error
+        raise StorageError(f"S3 cannot be used: {error}", where=uri, mend=f"check {_variables_behind(str(error))}") from error
 
 
 def exists(uri: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from infra import storage
 from infra.errors import ServiceError
@@ -105,7 +106,14 @@ class Registry:
         return Registered(str(version.version), uri, version.tags.get(_EVALUATION, ""), dict(report))
 
     def register(
-        self, bundle_uri: str, *, evaluation: str, metrics: Mapping[str, float], params: Mapping[str, str], files: Mapping[str, str]
+        self,
+        bundle_uri: str,
+        *,
+        evaluation: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, str],
+        files: Mapping[str, str],
+        origin: Mapping[str, str] | None = None,
     ) -> str:
         """Log a run and register a bundle as a new version; returns the version's number.
 
@@ -113,16 +121,23 @@ class Registry:
             metrics: logged in one batch.
             params: logged in one batch.
             files: artifact name -> text.
+            origin: what it came from, as tags `rankgr.<name>` of the run, by which MLflow finds it.
         """
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._register(bundle_uri, evaluation, metrics, params, files)
+            return self._register(bundle_uri, evaluation, metrics, params, files, origin or {})
         except MlflowException as error:
             raise _unreachable(self.uri, error) from error
 
     def _register(
-        self, bundle_uri: str, evaluation: str, metrics: Mapping[str, float], params: Mapping[str, str], files: Mapping[str, str]
+        self,
+        bundle_uri: str,
+        evaluation: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, str],
+        files: Mapping[str, str],
+        origin: Mapping[str, str],
     ) -> str:
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
@@ -130,7 +145,7 @@ class Registry:
         name = self.config.model_name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about its own future defaults
-            run = self.client.create_run(self._experiment())
+            run = self.client.create_run(self._experiment(), tags={f"rankgr.{key}": value for key, value in origin.items()})
             batch = [Metric(key.replace("@", "_at_"), value, 0, 0) for key, value in metrics.items()]
             self.client.log_batch(run.info.run_id, metrics=batch, params=[Param(k, v[:6000]) for k, v in params.items()])
             for path, text in files.items():
@@ -166,6 +181,24 @@ class Registry:
             return str(self.client.get_model_version(self.config.model_name, number).run_id)
         except MlflowException as error:
             raise _unreachable(self.uri, error) from error
+
+    def page_of(self, number: str) -> str:
+        """Address of the page on which a server shows the MLflow run of a version, without what the server is entered with.
+
+        Empty where there is no server.
+        """
+        from mlflow.exceptions import MlflowException
+
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("http", "https"):
+            return ""
+        run = self.run_of(number)
+        try:
+            experiment = self.client.get_run(run).info.experiment_id
+        except MlflowException as error:
+            raise _unreachable(self.uri, error) from error
+        server = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"), query="", fragment="")
+        return f"{server.geturl()}/#/experiments/{experiment}/runs/{run}"
 
     def promote(self, number: str) -> None:
         """Give a version the alias `champion`."""

@@ -25,19 +25,20 @@ def validate_parameters(
 
     from infra.errors import RankGRError
     from infra.logs import configure_logs, get_logger
-    from infra.steps import Run, error_kept, keep_error
+    from infra.steps import Run, forget_errors, keep_error
     from pipelines.parameters import refreshed, resolve
 
     configure_logs()
     try:
         settings = resolve(preset, logs_uri, items_uri, overrides, config)
-        with error_kept(Run(settings, run_id or job_id)):
-            settings = refreshed(settings) if refresh else settings
+        forget_errors(Run(settings, run_id or job_id))
+        settings = refreshed(settings) if refresh else settings
     except RankGRError as error:
         # What is wrong with the settings the last step finds by itself; of the data it has to be told.
         with suppress(RankGRError):
-            known = resolve(preset, logs_uri, items_uri, overrides, config, look=False)
-            keep_error(Run(known, run_id or job_id), error)
+            known = Run(resolve(preset, logs_uri, items_uri, overrides, config, look=False), run_id or job_id)
+            forget_errors(known)
+            keep_error(known, "parameters", error)
         get_logger("parameters").error(str(error))
         sys.exit(error.exit_code)
     Outputs = NamedTuple("Outputs", [("config", str), ("run_id", str)])  # noqa: UP014 - as KFP reads it above

@@ -11,10 +11,11 @@ def evaluate_retriever(
 ) -> str:
     """Retriever against popularity and item-kNN by one protocol; returns the step's folder."""
     from components.evaluation.job import step
-    from infra.kfp_run import on_ray, step_process
+    from infra.kfp_run import lineage, on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("evaluation", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions, semantic_ids=semantic_ids, training=training)
+    metrics.metadata.update(lineage(run, result))
     for method in ("retriever", "item_knn", "popularity"):
         for name, value in result.metadata[method].items():
             metrics.log_metric(f"{method} {name}", value)
@@ -30,9 +31,10 @@ def decide_promotion(
 
     from components.evaluation.gate_job import PAGE, step
     from infra import storage
-    from infra.kfp_run import step_process
+    from infra.kfp_run import lineage, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("gate", config, run_id, fresh) as run:
         result = step(run, semantic_ids, training, evaluation, reward)
+    report.metadata.update(lineage(run, result))
     Path(report.path).write_bytes(storage.read_bytes(storage.join(result.uri, PAGE)))
     return bool(result.metadata["promoted"])

@@ -11,7 +11,7 @@ def precompute_slates(config: str, run_id: str, fresh: bool, sessions: str, rele
     from components.precompute.job import step
     from infra.kfp_run import on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("precompute", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions, release=release)
     metrics.log_metric("users", result.metadata["users"])
     return result.uri

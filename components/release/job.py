@@ -49,6 +49,7 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
             metadata={"report": report, "inputs": inputs},
         )
         registry = Registry(run.config.tracking, run.config.workspace)
+        made = {"sessions": sessions, "semantic_ids": semantic_ids, "training": training, "evaluation": evaluation}
         number = registry.register(
             bundle_uri,
             evaluation=inputs["evaluation"],
@@ -58,6 +59,7 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
                 "report.json": storage.read_bytes(storage.join(evaluation, "report.json")).decode(),
                 "config.json": run.config.public().to_json(),
             },
+            origin={"run_id": run.run_id, **made},
         )
         version = manifest.digest[:12]
         get_logger(STEP).info("registered", version=version, mlflow_version=number, mlflow=registry.uri)

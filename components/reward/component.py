@@ -20,10 +20,11 @@ def fit_reward_model(
 
     from components.reward.job import PAGE, ROC, step
     from infra import storage
-    from infra.kfp_run import on_ray, step_process
+    from infra.kfp_run import lineage, on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("reward", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions)
+        metrics.metadata.update(lineage(run, result))
         for name, figures in result.metadata["objectives"].items():
             for key in ("auc", "baseline_auc", "session_auc", "positives"):
                 if figures[key] is not None:

@@ -14,10 +14,11 @@ def build_semantic_ids(
 
     from components.semantic_ids.job import PAGE, step
     from infra import storage
-    from infra.kfp_run import on_ray, step_process
+    from infra.kfp_run import lineage, on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("semantic_ids", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions, hold_to_limits=False)
+        metrics.metadata.update(lineage(run, result))
         for name in ("items", "collision_rate_before", "collision_rate", "largest_bucket", "moved", "reconstruction_error"):
             metrics.log_metric(name, result.metadata[name])
         for name in ("utilisation", "perplexity", "gini", "entropy", "conditional_entropy"):
@@ -33,6 +34,6 @@ def check_semantic_ids(config: str, run_id: str, fresh: bool, semantic_ids: str)
     from components.semantic_ids.job import check_limits, result_of
     from infra.kfp_run import step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("semantic_ids_check", config, run_id, fresh) as run:
         check_limits(result_of(semantic_ids), run.config.semantic_ids)
     return semantic_ids

@@ -11,7 +11,7 @@ def prepare_sessions(config: str, run_id: str, fresh: bool, metrics: dsl.Output[
     from components.sessions.job import step
     from infra.kfp_run import on_ray, step_process
 
-    with step_process(config, run_id, fresh) as run:
+    with step_process("sessions", config, run_id, fresh) as run:
         result = on_ray(run, step)
     for name, value in result.metadata.items():
         if isinstance(value, int | float):

@@ -10,6 +10,9 @@ from pathlib import Path
 import yaml
 
 from infra import storage
+from infra.config import load_config
+from infra.steps import run_records
+from infra.tracking import Registry
 from tests.command import Finished, rankgr, rankgr_here
 from tests.logs import SETTINGS
 
@@ -57,6 +60,23 @@ def test_a_reward_model_that_is_refused_keeps_the_run_from_being_promoted(finish
     assert "NOT promoted" in refused.stdout
     assert "the reward model has no share" in refused.stdout
     assert refused.stderr.count("skipped: finished before") == len(STEPS) - 3
+
+
+def test_artifacts_and_the_mlflow_run_name_the_folders_of_the_steps_they_came_from(finished: Finished) -> None:
+    workspace = str(finished.folder / ".rankgr")
+    registry = Registry(load_config(overrides=[f"workspace={workspace}"]).tracking, workspace)
+    champion = registry.champion()
+    assert champion is not None
+    mlflow_run = registry.run_of(champion.number)
+    tags = {key: value for key, value in registry.client.get_run(mlflow_run).data.tags.items() if key.startswith("rankgr.")}
+    run_id = tags.pop("rankgr.run_id")
+    uris = {name: record.uri for name, record in run_records(workspace, run_id).items()}
+    assert tags == {f"rankgr.{name}": uris[name] for name in ("sessions", "semantic_ids", "training", "evaluation")}
+    outputs = [json.loads(path.read_text()) for path in Path(workspace, "kfp").rglob("executor_output.json")]
+    told = [made["artifacts"][0]["metadata"] for output in outputs for made in output.get("artifacts", {}).values()]
+    of_the_run = {metadata["folder"]: metadata for metadata in told if metadata.get("run_id") == run_id}
+    assert set(of_the_run) == {uris[name] for name in ("semantic_ids", "training", "reward", "evaluation", "gate", "release")}
+    assert of_the_run[uris["release"]]["mlflow_run"] == mlflow_run
 
 
 def test_the_page_needs_nothing_from_outside(finished: Finished) -> None:

@@ -71,6 +71,11 @@ def test_mlflow_keeps_the_report_in_the_bucket_and_names_the_champion(on_s3: OnS
     assert [name for name in storage.list_files(f"s3://{BUCKET}/mlflow") if name.endswith("report.json")]
 
 
+def test_the_page_of_the_outcome_links_to_the_run_in_mlflow(on_s3: OnS3) -> None:
+    (page,) = (on_s3.folder / ".rankgr/kfp").rglob("report-outcome/outcome")
+    assert f"- MLflow: <{on_s3.tracking}/#/experiments/" in page.read_text()
+
+
 def test_recommend_reads_the_bundle_from_the_bucket(on_s3: OnS3) -> None:
     sets = [part for setting in on_s3.settings for part in ("--set", setting)]
     done = rankgr_here("recommend", "u1", "-k", "4", *sets, folder=on_s3.folder)

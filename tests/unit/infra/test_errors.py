@@ -19,6 +19,9 @@ def test_each_kind_has_an_exit_code_of_its_own() -> None:
 def test_the_message_has_a_line_for_each_part() -> None:
     assert str(DataError("broken", where="here", mend="repair it")) == "broken\n  where: here\n  mend:  repair it"
     assert str(DataError("broken")) == "broken"
+    error = DataError("broken", mend="repair it")
+    error.notes.append("another one too")
+    assert str(error) == "broken\n  mend:  repair it\n  also:  another one too"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ from infra.config import load_config
 from infra.errors import DataError, IntegrityError
 from infra.steps import Run, StepResult, code_version, content_of, job_main, raise_kept_error, run_records, run_step
 
+STEP = "step"
 ROOT = Path(__file__).resolve().parents[3]
 Work = Callable[[str], dict[str, Any]]
 
@@ -198,7 +199,7 @@ def test_the_error_of_a_job_is_left_for_who_submitted_it(monkeypatch: pytest.Mon
     with pytest.raises(SystemExit):
         job_main(step, ())
     with pytest.raises(DataError, match="broken"):
-        raise_kept_error(str(workspace), "r7")
+        raise_kept_error(str(workspace), "r7", "step")
 
 
 def test_a_job_without_its_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

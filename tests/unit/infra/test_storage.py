@@ -147,24 +147,60 @@ def test_a_scheme_without_a_driver_is_a_storage_error() -> None:
         storage.exists("nosuch://bucket/key")
 
 
-@pytest.mark.parametrize(
-    ("credentials", "message"),
-    [({}, "Unable to locate credentials"), ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, "Could not connect")],
-)
+KEYS = {"AWS_ACCESS_KEY_ID": "rankgr-test", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
+
+
+def error_of_s3(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> StorageError:
+    """What reading from an S3 that does not answer raises, with nothing of S3 in the environment but a few variables."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    closed = f"http://127.0.0.1:{free_port()}"
+    alone = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in {**alone, "AWS_ENDPOINT_URL": closed, "AWS_MAX_ATTEMPTS": "1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError) as caught:
+        storage.read_bytes("s3://bucket/key")
+    S3FileSystem.clear_instance_cache()
+    return caught.value
+
+
+@pytest.mark.parametrize(("credentials", "message"), [({}, "Unable to locate credentials"), (KEYS, "Could not connect")])
 def test_an_s3_without_credentials_or_without_answer_is_a_storage_error(
     credentials: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    closed = f"http://127.0.0.1:{free_port()}"
-    alone = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
-    for name, value in {**alone, "AWS_ENDPOINT_URL": closed, "AWS_MAX_ATTEMPTS": "1", **credentials}.items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()
-    with pytest.raises(StorageError, match=message) as caught:
-        storage.read_bytes("s3://bucket/key")
-    S3FileSystem.clear_instance_cache()
-    assert "AWS_ENDPOINT_URL" in caught.value.mend
+    error = error_of_s3(monkeypatch, credentials)
+    assert message in error.what
+    assert "AWS_ENDPOINT_URL" in error.mend
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "2.5"])
+def test_a_number_of_attempts_that_is_none_is_told_with_its_variable(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = error_of_s3(monkeypatch, {**KEYS, "AWS_MAX_ATTEMPTS": value})
+    assert (error.what, error.where) == (f"{value!r} is no number of attempts", "AWS_MAX_ATTEMPTS")
+    assert error.mend == "set AWS_MAX_ATTEMPTS to 1 or more, or unset it"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_RETRY_MODE", "abc"),
+        ("AWS_ENDPOINT_URL", "minio:9000"),
+        ("AWS_DEFAULT_REGION", "a b"),
+        ("AWS_PROFILE", "nobody"),
+        ("AWS_DEFAULTS_MODE", "abc"),
+        ("AWS_REQUEST_CHECKSUM_CALCULATION", "abc"),
+    ],
+)
+def test_a_variable_that_s3_cannot_use_is_named_with_its_value(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = error_of_s3(monkeypatch, {**KEYS, name: value})
+    assert value in error.what
+    assert error.mend == f"check {name}"
+
+
+def test_variables_of_s3_that_are_empty_are_as_those_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = error_of_s3(monkeypatch, {**KEYS, "AWS_RETRY_MODE": "", "AWS_MAX_ATTEMPTS": ""})
+    assert "Could not connect" in error.what
 
 
 def test_a_path_through_a_file_is_a_storage_error(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def register(registry: Registry, uri: str, evaluation: str = "e1") -> str:
         metrics={"retriever/hr@10": 0.25},
         params={"seed": "1", "config": "x" * 9000},
         files={"report.json": '{"a": 1}'},
+        origin={"run_id": "r1", "training": "s3://bucket/steps/training/1"},
     )
 
 
@@ -80,7 +81,19 @@ def test_a_run_holds_figures_parameters_and_files(registry: Registry, tmp_path: 
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"retriever/hr_at_10": 0.25}
     assert run.data.params["seed"] == "1"
+    assert {key: value for key, value in run.data.tags.items() if key.startswith("rankgr.")} == {
+        "rankgr.run_id": "r1",
+        "rankgr.training": "s3://bucket/steps/training/1",
+    }
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["report.json"]
+
+
+def test_the_page_of_a_run_is_named_without_the_password_of_the_server(registry: Registry, tmp_path: Path) -> None:
+    number = register(registry, bundle(tmp_path / "b", 0.3))
+    assert registry.page_of(number) == ""
+    registry.uri = "https://ann:secret@mlflow.example:5000/team/"
+    run = registry.client.get_run(registry.run_of(number)).info
+    assert registry.page_of(number) == f"https://mlflow.example:5000/team/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
 
 def test_a_server_that_does_not_answer_is_a_service_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
