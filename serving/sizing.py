@@ -1,8 +1,9 @@
-"""What a service of a given size takes, from figures that were measured: replicas, cores, memory of Redis and of the service.
+"""What a service of a given size takes, from figures that were measured: replicas, cores, memory of Redis and of the service, shards.
 
 Reads: tests/benchmarks/serve.py, slates of 100 items on two cores that the client shares. Slates: a user in batches of 16 on one core, the
 quickstart's model (README, "Benchmarks"). Memory of processes: resident, of the quickstart's service. Slates in Redis: the bytes that the
-codec writes. What a model of another size takes, only a run of these benchmarks with it can say.
+codec writes. Shards: the log of tests/benchmarks/sessions.py, 250,000 to 2 million events a shard. What a model of another size takes, only
+a run of these benchmarks with it can say.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ ITEM_BYTES = 400
 """Of an item in a replica: SID, trie, catalogue row with a title."""
 HEADROOM = 0.6
 """Share of a core that is planned with; the rest is for peaks and for the replicas of one that failed."""
+
+SHARD_EVENTS, MOST_SHARD_EVENTS = 500_000, 2_000_000
+"""Events of a shard: as few while shards are few, no more than these were measured with."""
+ENOUGH_SHARDS = 128
+"""So many keep the workers of any cluster busy; from there on shards grow first, for files are their number times the log's length."""
+SESSIONS_GB, EVENT_BYTES = 0.35, 420
+"""Of a worker of the step sessions: itself, and an event of the shard that it holds."""
+WRITTEN_AT_ONCE = 500_000
+"""Events that a worker of that step gathers before it writes a file for each shard."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +102,31 @@ def plan_of(load: Load, *, proxy: str = "haproxy") -> Plan:
     catalogue = load.items * ITEM_BYTES / 1e9
     service = CONTROL_GB + ingress * (INGRESS_GB + catalogue) + models * (MODEL_GB + catalogue)
     return Plan(ingress, models, bulk, round(redis, 2), round(service, 2), ingress + models + 2)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the step sessions may cut a log.
+
+    Attributes:
+        shards: `data.shards`, and files of timelines.
+        worker_gb: memory of a worker.
+        exchanged_files: that lie beside the output until the step ends, each written once and read once.
+    """
+
+    shards: int
+    worker_gb: float
+    exchanged_files: int
+
+
+def sharding_of(events: int, users: int) -> Sharding:
+    """Shards for a log, no more than users: a user is not cut.
+
+    Args:
+        events: of the log.
+        users: in it.
+    """
+    size = min(max(events / ENOUGH_SHARDS, SHARD_EVENTS), MOST_SHARD_EVENTS)
+    shards = min(max(math.ceil(events / size), 1), users)
+    worker = SESSIONS_GB + events / shards * EVENT_BYTES / 1e9
+    return Sharding(shards, round(worker, 2), shards * max(math.ceil(events / WRITTEN_AT_ONCE), 1))

@@ -28,6 +28,7 @@ COPY --from=build --chown=root:root /src /app
 USER 10001:10001
 WORKDIR /app
 # A pod of a step only lives while its step does; a node of Ray is well while its raylet answers.
-HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import socket, sys; sys.exit(socket.socket().connect_ex(('127.0.0.1', 52365)))"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
+  CMD ["python", "-c", \
+    "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 52365, timeout=8); c.request('GET', '/api/local_raylet_healthz'); sys.exit(c.getresponse().status // 100 != 2)"]
 CMD ["rankgr", "--help"]
