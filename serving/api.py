@@ -36,7 +36,7 @@ from serving.models import (
     event_of,
 )
 from serving.page import page_routes
-from serving.plain_slate import JSON, PATH, Lookup, PlainSlate
+from serving.plain_slate import JSON, PATH, Lookup, PlainSlate, answering
 from serving.repeats import name_of
 from serving.request_id import RequestId
 from serving.retrieval import HistoryAnswer, ItemAnswer, Retrieval
@@ -62,10 +62,12 @@ class Api(FastAPI):
     """FastAPI behind the one route that goes without it; Ray Serve looks for the routes of a FastAPI."""
 
     plain: PlainSlate
+    echo_request_id: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        await self.plain(scope, receive, send)
+        if not await self.plain.answered(scope, send, echo_request_id=self.echo_request_id):
+            await super().__call__(scope, receive, send)
 
 
 def create_api(
@@ -92,7 +94,8 @@ def create_api(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
-        yield
+        with answering(api.plain):
+            yield
         await retrieval.reader.close()
         if intake is not None:
             await intake.writer.close()
@@ -107,13 +110,11 @@ def create_api(
     api.add_exception_handler(RequestValidationError, _bad_input)
     api.add_exception_handler(HTTPException, _http_error)
     bearer = [Depends(HTTPBearer(auto_error=False))] if token_digests else []  # for the page; the middleware is what refuses
+    look_up = _counted(retrieval, counts)
+    api.plain, api.echo_request_id = PlainSlate(look_up, default_k=min(DEFAULT_K, slate_size), max_k=slate_size), echo_request_id
+    api.include_router(_slates(retrieval, look_up, slate_size, bearer))  # first: Ray Serve tries the routes one by one at every request
     api.include_router(page_routes(needs_token=bool(token_digests)))
     api.include_router(_operations(retrieval, reports))
-    look_up = _counted(retrieval, counts)
-    api.plain = PlainSlate(
-        super(Api, api).__call__, look_up, default_k=min(DEFAULT_K, slate_size), max_k=slate_size, echo_request_id=echo_request_id
-    )
-    api.include_router(_slates(retrieval, look_up, slate_size, bearer))
     api.include_router(_intake(retrieval, counts, intake, trigger, bearer))
     return api
 

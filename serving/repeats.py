@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.logs import get_logger
+from serving.plain_slate import AnswerHere
 
 _NAME_HEADER = b"x-rankgr-name"
 _NAME = re.compile(rb"\d{20}-[0-9a-f]{8}")
@@ -27,7 +28,7 @@ _ATTEMPTS = 3  # a request that kills its replicas ends none but these
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve's proxies run in front of the application."""
-    return [Middleware(RepeatAfterDeath)]
+    return [Middleware(AnswerHere), Middleware(RepeatAfterDeath)]
 
 
 def name_of(scope: Scope) -> str:

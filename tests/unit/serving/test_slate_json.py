@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse
 
 from infra.errors import ServiceError
 from infra.slate_store import Slate
-from serving.plain_slate import PlainSlate
+from serving.plain_slate import AnswerHere, PlainSlate, answering
 from serving.request_id import request_id_of
 from serving.slate_json import Answer, RankedItem, SlateAnswer, SlateWriter
 
@@ -93,10 +93,34 @@ def test_the_framework_goes_on_under_the_name_that_the_request_was_given() -> No
     assert named[0] == named[1]
 
 
+def test_where_the_application_runs_in_another_loop_everything_is_passed_on() -> None:
+    async def look_up(user_ids: Sequence[str], k: int, segment: str = "") -> list[Answer]:
+        raise AssertionError("this loop has no connection to the store")
+
+    async def elsewhere() -> None:
+        with answering(PlainSlate(look_up, default_k=3, max_k=10)):
+            answer = await asyncio.to_thread(lambda: asyncio.run(get(AnswerHere(FastAPI()), "/v1/users/ann/slate")))
+        assert answer.status_code == 404
+
+    asyncio.run(elsewhere())
+
+
+def test_an_answer_bears_the_name_of_its_request() -> None:
+    async def look_up(user_ids: Sequence[str], k: int, segment: str = "") -> list[Answer]:
+        return [Answer(b"{}", "v1", 0.0, "stored")]
+
+    assert len(ask("/v1/users/ann/slate", look_up).headers["X-Request-ID"]) == 16
+
+
 def ask(target: str, look_up: Any, framework: Any = None) -> httpx.Response:
     async def run() -> httpx.Response:
-        app: Any = PlainSlate(framework or FastAPI(), look_up, default_k=3, max_k=10)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.get(target)
+        with answering(PlainSlate(look_up, default_k=3, max_k=10)):
+            return await get(AnswerHere(framework or FastAPI()), target)
 
     return asyncio.run(run())
+
+
+async def get(app: Any, target: str) -> httpx.Response:
+    """The answer of an ASGI application."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        return await client.get(target)
