@@ -126,20 +126,26 @@ def trigger(world: World, *, seconds: float) -> dict[str, float]:
     return {"trigger_p50_ms": p50, "trigger_p99_ms": p99}
 
 
-def swap(world: World, *, rate: float, before_s: float) -> dict[str, float]:
-    """New weights, and slates of all users computed anew, while requests go on."""
+def _readers(world: World, seconds: float, rate: float | None) -> tuple[Client, Client]:
+    """Readers of one user's slate and of a hundred, who look into what they get."""
+    singles = Client(world.folder, world.url, reads(), seconds, rate=rate, check=True)
+    return singles, Client(world.folder, world.url, batches(BATCH), seconds, connections=2, rate=2, check=True)
+
+
+def swap(world: World, *, before_s: float) -> dict[str, float]:
+    """New weights, and slates of all users computed anew, while requests go on, at `LOAD` of what these readers can take in."""
     from serving.app import LiveService
     from serving.sync import Sync
 
-    rate *= LOAD
+    fastest, beside = _readers(world, before_s, None)
+    rate, _ = LOAD * fastest.result().rate(), beside.result()
     with ExitStack() as stack, SlateStore.of(world.config.slate_store, world.redis_url) as store:
         service = stack.enter_context(closing(LiveService(world.config, world.redis_url)))
         share = world.config.serving.refresh_share
         old = {"bundle_uri": world.bundles[0], "version": world.versions[0]}
         sync = Sync(service, store, lambda: world.bundles[1], **old, slate_size=SLATE, share=share)
         seconds = before_s + MOST_S
-        singles = Client(world.folder, world.url, reads(), seconds, rate=rate, check=True)
-        several = Client(world.folder, world.url, batches(BATCH), seconds, connections=2, rate=2, check=True)
+        singles, several = _readers(world, seconds, rate)
         time.sleep(before_s)
         start = time.time()
         assert sync.once()
@@ -263,7 +269,7 @@ def main() -> None:
         found |= batch(world, seconds=4 if quick else 15)
         if haproxy:
             found |= trigger(world, seconds=6 if quick else 60)
-            found |= swap(world, rate=found["single_rps"], before_s=8 if quick else 30)
+            found |= swap(world, before_s=8 if quick else 30)
             found |= soak(world, rate=found["single_rps"], minutes=minutes) if minutes else {}
     if haproxy and not quick:
         default_proxy(quick=quick)

@@ -37,6 +37,9 @@ def choose_proxy(*, haproxy: bool) -> None:
     if haproxy:
         ports = {name: str(free_port()) for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")}
         os.environ.update({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", **ports})
+    else:  # a caller may have chosen the other one
+        for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+            os.environ.pop(name, None)
 
 
 def settings() -> Config:
