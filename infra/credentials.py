@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 
@@ -12,6 +13,26 @@ from infra.errors import ConfigError
 
 SecretRef = Annotated[str, Field(pattern=r"^((env:[A-Za-z_][A-Za-z0-9_]*)|(file:.+))?$")]
 """`env:NAME` or `file:PATH`; empty: none."""
+
+
+def without_password(url: str) -> str:
+    """A URL fit for logs and messages: no user, password or query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def holds_password(text: str) -> bool:
+    """Whether a text is a URL with a password."""
+    if "://" not in text:
+        return False
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "@" in text
+    return bool(parts.password) or "password=" in parts.query
 
 
 def read_secret(reference: str, setting: str) -> str:

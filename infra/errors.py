@@ -85,14 +85,18 @@ def in_one_line(error: RankGRError) -> str:
     return f"{error.what}{where}{mend}"
 
 
+def as_list(lines: Sequence[str]) -> str:
+    """Lines of a message, no more than a person reads."""
+    more = [f"\n  and {len(lines) - MOST_TOLD} more"] if len(lines) > MOST_TOLD else []
+    return "".join([*(f"\n  - {line}" for line in lines[:MOST_TOLD]), *more])
+
+
 def raise_all(found: Sequence[RankGRError]) -> None:
     """Raise what was found, several errors as one of the first one's kind that says them all; nothing if there are none."""
     if len(found) == 1:
         raise found[0]
     if found:
-        lines = "".join(f"\n  - {in_one_line(error)}" for error in found[:MOST_TOLD])
-        more = f"\n  and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
-        raise type(found[0])(f"{len(found)} things are wrong:{lines}{more}")
+        raise type(found[0])(f"{len(found)} things are wrong:{as_list([in_one_line(error) for error in found])}")
 
 
 def describe(error: RankGRError) -> dict[str, str]:

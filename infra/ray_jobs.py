@@ -84,6 +84,8 @@ class Job:
     def of(cluster: ClusterConfig, name: str, command: str) -> Job:
         """The job of this name that has not ended, else a new one: `name-1`, or the number after the last one.
 
+        A job of the same run and step with other work is stopped first: both might work in one folder.
+
         Raises:
             ServiceError: the jobs API does not answer, refuses the token, or refuses the job.
         """
@@ -92,7 +94,13 @@ class Job:
         use_token()
         with _api_errors(cluster.jobs_url):
             client = JobSubmissionClient(cluster.jobs_url)
-            earlier = {str(job.submission_id): job.status for job in client.list_jobs() if str(job.submission_id).startswith(f"{name}-")}
+            of_step = f"{name.rpartition('-')[0]}-"
+            jobs = {str(job.submission_id): job.status for job in client.list_jobs() if str(job.submission_id).startswith(of_step)}
+            earlier = {number: status for number, status in jobs.items() if number.startswith(f"{name}-")}
+            for number, status in jobs.items():
+                if number not in earlier and not status.is_terminal():
+                    get_logger("ray").warning("a job of this step with other settings is stopped", job=number)
+                    Job(client, cluster.jobs_url, number).stop()
             for number, status in earlier.items():
                 if not status.is_terminal():
                     get_logger("ray").info("a job that is under way is followed", job=number)

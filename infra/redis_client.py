@@ -6,14 +6,13 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 
-from infra.credentials import read_secret
+from infra.credentials import read_secret, without_password
 from infra.errors import ConfigError, ServiceError
 from infra.sections import SlateStoreConfig
 from infra.slate_codec import Keys
@@ -32,15 +31,6 @@ def redis_url_of(config: SlateStoreConfig) -> str:
     if not url:
         raise ConfigError("no Redis is named", where="slate_store.url", mend=f"--set slate_store.url=redis://..., or set {REDIS_URL}")
     return url
-
-
-def without_password(url: str) -> str:
-    """A Redis URL fit for logs and messages: no user, password or query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def service_error(error: redis.RedisError, url: str) -> ServiceError:

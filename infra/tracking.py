@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra import storage
+from infra.credentials import without_password
 from infra.errors import ServiceError
 from infra.local import mlflow_uri
 from infra.sections import TrackingConfig
@@ -244,4 +245,10 @@ class Registry:
 
 def _unreachable(uri: str, error: Exception) -> ServiceError:
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return ServiceError(f"MLflow cannot be reached: {first_line}", where=uri, mend="check tracking.uri")
+    parts = urlsplit(uri)
+    entered_with = parts.netloc.rpartition("@")[0]
+    for secret in (f"{entered_with}@" if entered_with else "", parts.password or ""):  # clients quote the address
+        first_line = first_line.replace(secret, "") if secret else first_line
+    return ServiceError(
+        f"MLflow cannot be reached: {first_line}", where=without_password(uri) if entered_with else uri, mend="check tracking.uri"
+    )

@@ -17,6 +17,7 @@ def validate_parameters(
     run_id: str,
     job_id: str,
     refresh: bool,
+    fresh: bool,
 ) -> NamedTuple("Outputs", [("config", str), ("run_id", str)]):  # type: ignore[valid-type]
     """Parameters to the configuration of all steps, checked with the data; whatever is wrong is said at once."""
     import sys
@@ -32,7 +33,7 @@ def validate_parameters(
     try:
         settings = resolve(preset, logs_uri, items_uri, overrides, config)
         forget_errors(Run(settings, run_id or job_id))
-        settings = refreshed(settings) if refresh else settings
+        settings = refreshed(settings, fresh=fresh) if refresh else settings
     except RankGRError as error:
         # What is wrong with the settings the last step finds by itself; of the data it has to be told.
         with suppress(RankGRError):

@@ -94,6 +94,7 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool, refresh: bool = Fa
     """
     from kfp import local
 
+    from pipelines.parameters import refuse_visible_passwords
     from pipelines.placement import Placement
     from pipelines.refresh import refresh_pipeline
     from pipelines.training import training_pipeline
@@ -101,6 +102,7 @@ def run_pipeline(config: Config, *, run_id: str, fresh: bool, refresh: bool = Fa
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=os.path.join(_scratch(config), "kfp"), raise_on_error=True)
     # A task that a condition leaves out makes kfp warn on the root logger, which would print without a handler.
     logging.getLogger().addHandler(logging.NullHandler())
+    refuse_visible_passwords(config)
     start = time.monotonic()
     try:
         with redirect_stdout(_StepLines()):

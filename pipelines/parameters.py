@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -15,7 +14,8 @@ from components.sessions.job import finished as sessions_of
 from components.sessions.job import problems_of_sources
 from infra import storage
 from infra.config import PRESETS, Config, load_config
-from infra.errors import ConfigError, DataError, RankGRError, in_one_line
+from infra.credentials import holds_password
+from infra.errors import ConfigError, DataError, IntegrityError, RankGRError, as_list, in_one_line
 from infra.logs import get_logger
 from infra.redis_client import REDIS_URL, redis_url_of
 from infra.slate_store import SlateStore
@@ -49,14 +49,15 @@ def resolve(preset: str, logs_uri: str, items_uri: str, overrides: Sequence[str]
         settings = load_config(preset=preset or None, base=base, overrides=[*given, *good])
     except ConfigError as error:
         problems += re.split(r"; (?!did you mean)", error.what)
-    if settings is not None:
-        problems += _visible_passwords(settings)
+    passwords = visible_passwords(settings) if settings is not None else []
+    problems += passwords
     if look:
-        found = _missing_files(logs_uri, items_uri) if settings is None else [*problems_of_sources(settings.data), *_services(settings)]
+        found = _missing_files(logs_uri, items_uri) if settings is None else problems_of_sources(settings.data)
+        found += _services(settings) if settings is not None and not passwords else []
         problems += [in_one_line(error) for error in found]
     if problems or settings is None:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise ConfigError(f"{len(problems)} of the parameters cannot be used:{lines}", mend="`rankgr config schema` lists every setting")
+        what = f"{len(problems)} of the parameters cannot be used:{as_list(problems)}"
+        raise ConfigError(what, mend="`rankgr config schema` lists every setting")
     return settings
 
 
@@ -83,25 +84,29 @@ def _is_readable(text: str, problems: list[str]) -> bool:
     return True
 
 
-def _visible_passwords(config: Config) -> list[str]:
-    """Settings travel from step to step as a parameter that everybody sees who sees the run."""
-    given_as = {
-        "slate_store.url": (config.slate_store.url, REDIS_URL),
-        "tracking.uri": (config.tracking.uri, "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-    }
+def refuse_visible_passwords(config: Config) -> None:
+    """Raise `ConfigError` where `visible_passwords` finds some."""
+    if problems := visible_passwords(config):
+        raise ConfigError("; ".join(problems), where="the settings")
+
+
+def visible_passwords(config: Config) -> list[str]:
+    """URLs with passwords: settings travel from step to step as a parameter that everybody sees who sees the run."""
+    variables = {"slate_store.url": f" as {REDIS_URL}", "tracking.uri": " as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"}
     return [
-        f"{name}: holds a password, which all could read who see the run: a secret or the environment is to give it as {variables}"
-        for name, (url, variables) in given_as.items()
-        if _has_password(url)
+        f"{name}: holds a password, which all could read who see the run: the secret or the environment gives it{variables.get(name, '')}"
+        for name, value in _texts(config.model_dump(mode="json"))
+        if holds_password(value)
     ]
 
 
-def _has_password(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "@" in url
-    return bool(parts.password) or "password=" in parts.query
+def _texts(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Name and value of every setting that is a text, those in lists too."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{above}{name}.")
+        else:
+            yield from ((f"{above}{name}", one) for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
 
 
 def _missing_files(logs_uri: str, items_uri: str) -> list[RankGRError]:
@@ -124,6 +129,8 @@ def _services(config: Config) -> list[RankGRError]:
             Registry(config.tracking, config.workspace)
     except RankGRError as error:
         found.append(error)
+    if config.cluster.jobs_url:
+        return found  # slates are written from the cluster, which may have a Redis that these steps do not see
     try:
         with SlateStore.of(config.slate_store, redis_url_of(config.slate_store)) as store:
             store.ping()
@@ -132,13 +139,17 @@ def _services(config: Config) -> list[RankGRError]:
     return found
 
 
-def refreshed(config: Config) -> Config:
+def refreshed(config: Config, *, fresh: bool = False) -> Config:
     """Settings for a run on newer logs that goes on from the champion.
 
     The champion's items keep their SIDs and new ones are encoded on its codebooks; training starts from its weights. Model, SIDs and
     decoding are as the champion's. Weights that a stream was trained on have seen events that the run is judged by: then training
-    starts afresh. Where the champion came of these very logs and training settings, its own settings are returned, so that its steps
-    are skipped and only what a run that died had left undone is done.
+    starts afresh. Where the champion came of these very logs and settings, and its steps lie there, its own settings are returned, so
+    that they are skipped and only what a run that died had left undone is done.
+
+    Args:
+        config: of the run.
+        fresh: everything is to be done anew.
 
     Raises:
         ConfigError: there is no champion.
@@ -148,10 +159,11 @@ def refreshed(config: Config) -> Config:
         raise ConfigError("there is no champion to go on from", where=config.workspace, mend="run the training pipeline first")
     own = Config.from_json(storage.read_bytes(storage.join(champion.bundle_uri, CONFIG)).decode())
     made_of = storage.open_committed(champion.bundle_uri, verify=False).metadata
-    if _knows_all(config, own, made_of):
+    same = Config.from_json(config.model_copy(update={name: getattr(own, name) for name in (*_KEPT, "training")}).to_json())
+    asked = config.training.model_copy(update={"start_from": own.training.start_from})
+    if not fresh and asked == own.training and config.seed == own.seed and _knows_all(same, made_of):
         get_logger("pipeline").info("the champion was trained on these very logs: nothing is trained again", champion=champion.bundle_uri)
-        kept = {name: getattr(own, name) for name in (*_KEPT, "training")}
-        return Config.from_json(config.model_copy(update=kept).to_json())
+        return same
     streamed = "streaming" in made_of
     if streamed:
         get_logger("pipeline").warning("the champion went on learning from a stream: training starts from fresh weights")
@@ -161,10 +173,21 @@ def refreshed(config: Config) -> Config:
     return Config.from_json(config.model_copy(update=kept).to_json())
 
 
-def _knows_all(config: Config, own: Config, made_of: Mapping[str, Any]) -> bool:
-    """Whether the champion was trained on the logs as they are now, as they would be trained on now."""
-    prepared = sessions_of(config)
-    same_logs = prepared is not None and prepared.digest == made_of.get("inputs", {}).get("sessions")
-    same_training = config.training.model_copy(update={"start_from": own.training.start_from}) == own.training
-    began_with = {own.semantic_ids.earlier, own.training.start_from} - {""}
-    return same_logs and same_training and all(storage.read_manifest(uri) is not None for uri in began_with)
+def _knows_all(kept: Config, made_of: Mapping[str, Any]) -> bool:
+    """Whether a champion came of the logs as they are now, and its steps lie there finished.
+
+    Args:
+        kept: settings of the run, with those that decide on SIDs and weights as the champion's.
+        made_of: metadata of its bundle.
+    """
+    from components.semantic_ids.job import finished as sids_of
+    from components.training.job import finished as training_of
+
+    sessions = sessions_of(kept)
+    if sessions is None or sessions.digest != made_of.get("inputs", {}).get("sessions"):
+        return False
+    try:
+        sids = sids_of(kept, sessions.digest)
+    except IntegrityError:  # what the champion had begun with is gone
+        return False
+    return sids is not None and training_of(kept, sessions.digest, sids.digest) is not None

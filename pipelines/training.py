@@ -75,7 +75,7 @@ def build(placement: Placement, *, name: str, description: str, refresh: bool) -
         given = {"preset": preset, "logs_uri": logs_uri, "items_uri": items_uri, "overrides": overrides, "config": config}
         given |= {"run_id": run_id, "job_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
         with dsl.ExitHandler(place(report_outcome(**given)), name="run"):
-            checked = place(validate_parameters(**given, refresh=refresh))
+            checked = place(validate_parameters(**given, refresh=refresh, fresh=fresh))
             with dsl.If(dry_run == False, name="to-be-done"):  # noqa: E712 - an expression of the DSL
                 walk(place, {"config": checked.outputs["config"], "run_id": checked.outputs["run_id"], "fresh": fresh})
 

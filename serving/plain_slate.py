@@ -5,7 +5,8 @@ to the route that FastAPI documents, which answers the same.
 
 Behind HAProxy the connections end in the replicas themselves, and Ray Serve's way from there to the application (tasks, a
 queue, a look for the route, counters of its own) takes longer than the answer. `AnswerHere` stands in front of it and
-answers in the same event loop; where another process or another loop has the application, it passes everything on.
+answers in the same event loop; where another process or another loop has the application, it passes everything on. What is
+answered so is in this service's metrics, not in Ray Serve's, and is not counted towards `max_ongoing_requests`.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ _ATTEMPTS = 3  # a request that kills its replicas ends none but these
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve's proxies run in front of the application."""
-    return [Middleware(AnswerHere), Middleware(RepeatAfterDeath)]
+    """What Ray Serve's proxies run in front of the application; the last one stands in front of the others."""
+    return [Middleware(RepeatAfterDeath), Middleware(AnswerHere)]
 
 
 def name_of(scope: Scope) -> str:

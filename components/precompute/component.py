@@ -9,9 +9,10 @@ from infra.image import IMAGE
 def precompute_slates(config: str, run_id: str, fresh: bool, sessions: str, release: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     """Slates of all users to Redis, activated last; returns the step's folder."""
     from components.precompute.job import step
-    from infra.kfp_run import on_ray, step_process
+    from infra.kfp_run import lineage, on_ray, step_process
 
     with step_process("precompute", config, run_id, fresh) as run:
         result = on_ray(run, step, sessions=sessions, release=release)
+    metrics.metadata.update(lineage(run, result))
     metrics.log_metric("users", result.metadata["users"])
     return result.uri

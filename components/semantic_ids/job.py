@@ -32,7 +32,7 @@ from infra.config import Config
 from infra.errors import DataError
 from infra.logs import ProgressMeter, get_logger
 from infra.sections import SemanticIdConfig
-from infra.steps import Run, StepResult, content_of, job_main, run_step
+from infra.steps import Run, StepResult, content_of, job_main, run_step, step_folder
 
 STEP = "semantic_ids"
 CODE = ("components/semantic_ids", "infra/records.py", "infra/svg.py")
@@ -232,19 +232,27 @@ def read_codebooks(uri: str) -> Matrix:
 
 def step(run: Run, sessions: str, *, hold_to_limits: bool = True) -> StepResult:
     """The step `semantic_ids`: catalogue and training timelines to the SID table, which is held against its limits."""
-    own = run.config.semantic_ids
-    inputs = {"sessions": content_of(sessions)} | ({"earlier": content_of(own.earlier)} if own.earlier else {})
-    result = run_step(
-        run,
-        STEP,
-        lambda out_uri: build_semantic_ids(run.config, sessions, out_uri),
-        settings={"semantic_ids": own.model_dump(exclude={"workers"}), "seed": run.config.seed},
-        inputs=inputs,
-        code=CODE,
-    )
+    identity = _identity(run.config, content_of(sessions))
+    result = run_step(run, STEP, lambda out_uri: build_semantic_ids(run.config, sessions, out_uri), **identity)
     if hold_to_limits:
-        check_limits(result, own)
+        check_limits(result, run.config.semantic_ids)
     return result
+
+
+def finished(config: Config, sessions: str) -> storage.Manifest | None:
+    """What the step made before with these settings of timelines with this content; None if it has not.
+
+    Raises:
+        IntegrityError: the SIDs to start from are gone or damaged.
+    """
+    return storage.read_manifest(step_folder(config.workspace, STEP, **_identity(config, sessions)))
+
+
+def _identity(config: Config, sessions: str) -> dict[str, Any]:
+    """What decides whether the step is the same work."""
+    own = config.semantic_ids
+    inputs = {"sessions": sessions} | ({"earlier": content_of(own.earlier)} if own.earlier else {})
+    return {"settings": {"semantic_ids": own.model_dump(exclude={"workers"}), "seed": config.seed}, "inputs": inputs, "code": CODE}
 
 
 if __name__ == "__main__":

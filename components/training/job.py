@@ -22,7 +22,7 @@ from infra.errors import ConfigError, DataError, RankGRError, TrainingError, des
 from infra.logs import get_logger
 from infra.progress import remote_progress
 from infra.sections import TrainingConfig
-from infra.steps import Run, StepResult, content_of, job_main, run_step
+from infra.steps import Run, StepResult, content_of, job_main, run_step, step_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -229,6 +229,17 @@ def step(run: Run, sessions: str, semantic_ids: str) -> StepResult:
         with ray_session(config.cluster):
             return train_retriever(config, sessions, semantic_ids, out_uri)
 
+    identity = _identity(config, content_of(sessions), content_of(semantic_ids))
+    return run_step(run, STEP, work, **identity, resumable=True)
+
+
+def finished(config: Config, sessions: str, semantic_ids: str) -> storage.Manifest | None:
+    """What the step made before with these settings of timelines and SIDs with this content; None if it has not."""
+    return storage.read_manifest(step_folder(config.workspace, STEP, **_identity(config, sessions, semantic_ids)))
+
+
+def _identity(config: Config, sessions: str, semantic_ids: str) -> dict[str, Any]:
+    """What decides whether the step is the same work."""
     settings = {
         "training": config.training.model_dump(),
         "retriever": config.retriever.model_dump(),
@@ -236,8 +247,7 @@ def step(run: Run, sessions: str, semantic_ids: str) -> StepResult:
         "seed": config.seed,
         "validated_with": config.decoding.model_dump() if config.training.patience else None,
     }
-    inputs = {"sessions": content_of(sessions), "semantic_ids": content_of(semantic_ids)}
-    return run_step(run, STEP, work, settings=settings, inputs=inputs, code=CODE, resumable=True)
+    return {"settings": settings, "inputs": {"sessions": sessions, "semantic_ids": semantic_ids}, "code": CODE}
 
 
 if __name__ == "__main__":

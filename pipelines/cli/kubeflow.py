@@ -108,13 +108,19 @@ def _refuse_local(settings: Config) -> None:
     ways = {
         "--set workspace=s3://...": settings.workspace if storage.is_local(settings.workspace) else None,
         "--logs s3://...": (data.logs or "none") if storage.is_local(data.logs) else None,
-        "--items s3://...": data.items if data.items and storage.is_local(data.items) else None,
+        "--items s3://...": _local_or_none(data.items),
+        "--set semantic_ids.earlier=s3://...": _local_or_none(settings.semantic_ids.earlier),
+        "--set training.start_from=s3://...": _local_or_none(settings.training.start_from),
         "--set tracking.uri=https://...": None if tracking.startswith(("http://", "https://")) else tracking or "none",
     }
     local = {mend: where for mend, where in ways.items() if where is not None}
     if local:
         what = "the steps of a cluster share neither this machine's folders nor each other's"
         raise ConfigError(what, where=", ".join(local.values()), mend=" ".join(local))
+
+
+def _local_or_none(uri: str) -> str | None:
+    return uri if uri and storage.is_local(uri) else None
 
 
 def _start(

@@ -40,6 +40,7 @@ class Cluster:
     listed: JobStatus = JobStatus.RUNNING
     jobs: list[Submitted] = field(default_factory=list)
     followed: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
 
     def list_jobs(self) -> list[Submitted]:
         return self.jobs
@@ -52,6 +53,9 @@ class Cluster:
     async def tail_job_logs(self, number: str) -> AsyncIterator[str]:
         self.followed.append(number)
         yield ""
+
+    def stop_job(self, number: str) -> None:
+        self.stopped.append(number)
 
     def get_job_status(self, number: str) -> JobStatus:
         return JobStatus.SUCCEEDED
@@ -92,6 +96,7 @@ def test_a_run_id_that_is_used_again_for_other_work_has_a_job_of_its_own(cluster
     first, second = cluster.jobs
     assert cluster.followed == [first.submission_id, second.submission_id]
     assert len({first.submission_id, second.submission_id}) == 2
+    assert cluster.stopped == [first.submission_id]  # both might work in one folder
     assert settings_of(first) == run.config
     assert settings_of(second) == other.config
 

@@ -105,6 +105,15 @@ def test_a_server_that_does_not_answer_is_a_service_error(monkeypatch: pytest.Mo
     assert "tracking.uri" in caught.value.mend
 
 
+def test_what_a_server_is_entered_with_is_in_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ServiceError, match="MLflow cannot be reached") as caught:
+        Registry(TrackingConfig(uri=f"http://ann:hidden@{address}"), str(tmp_path))
+    assert "hidden" not in str(caught.value)
+    assert caught.value.where == f"http://{address}"
+
+
 def test_a_server_that_goes_away_is_not_taken_for_one_without_a_champion(monkeypatch: pytest.MonkeyPatch, registry: Registry) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     gone = f"http://127.0.0.1:{free_port()}"

@@ -18,16 +18,16 @@ from tests.logs import SETTINGS, write_log
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, valkey: str) -> Config:
     events, items = write_log(tmp_path)
-    overrides = [f"data.logs={events}", f"data.items={items}", f"workspace={tmp_path / 'ws'}"]
+    overrides = [f"data.logs={events}", f"data.items={items}", f"workspace={tmp_path / 'ws'}", f"slate_store.url={valkey}"]
     return load_config(preset="tiny", overrides=[*overrides, *(text for text in SETTINGS if text != "--set")])
 
 
 def validate(config: Config, run_id: str) -> None:
     """The step that a run begins with."""
     given = {"preset": "", "logs_uri": "", "items_uri": "", "overrides": []}
-    validate_parameters.python_func(**given, config=config.to_json(), run_id=run_id, job_id="", refresh=False)
+    validate_parameters.python_func(**given, config=config.to_json(), run_id=run_id, job_id="", refresh=False, fresh=False)
 
 
 def test_the_page_of_a_run_in_which_steps_failed_side_by_side_tells_the_first_error_and_names_the_others(config: Config) -> None:

@@ -67,8 +67,17 @@ def test_every_file_and_service_that_cannot_be_used_is_said_at_once(tmp_path: Pa
 )
 def test_a_password_among_the_settings_is_refused_and_not_repeated(setting: str, variable: str) -> None:
     with pytest.raises(ConfigError, match=variable) as caught:
-        resolve("tiny", "", "", [setting], "", look=False)
+        resolve("tiny", "", "", [setting], "")
     assert "hidden" not in str(caught.value)
+
+
+def test_of_ten_thousand_bad_files_the_first_twenty_are_named(tmp_path: Path) -> None:
+    for number in range(25):
+        (tmp_path / f"{number:02}.csv").write_text("who\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve("tiny", str(tmp_path), "", [], "")
+    lines = caught.value.what.splitlines()
+    assert (len(lines), lines[-1]) == (22, "  and 6 more")  # the 26th problem: no Redis is named
 
 
 def test_without_a_champion_there_is_nothing_to_refresh(tmp_path: Path) -> None:

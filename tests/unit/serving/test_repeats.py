@@ -87,4 +87,4 @@ def test_for_a_caller_who_has_left_nothing_is_repeated() -> None:
 def test_later_requests_have_later_names() -> None:
     names = [name_of({"type": "http", "headers": []}) for _ in range(3)]
     assert names == sorted(names)
-    assert [one.cls for one in middlewares()] == [AnswerHere, RepeatAfterDeath]
+    assert [one.cls for one in middlewares()] == [RepeatAfterDeath, AnswerHere]
