@@ -221,7 +221,8 @@ def _resident() -> dict[str, int]:
         with suppress(psutil.Error):
             title = " ".join(process.cmdline()[:1])
             if title.startswith("ray::ServeReplica:rankgr") or "Proxy" in title or process.name() == "haproxy":
-                found[f"{title.removeprefix('ray::')[:40]} {process.pid}"] = process.memory_info().rss
+                name = title.removeprefix("ray::")[:40] if title.startswith("ray::") else process.name()
+                found[f"{name} {process.pid}"] = process.memory_info().rss
     return found
 
 
