@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,29 +125,13 @@ class Registry:
             files: artifact name -> text.
             origin: what it came from, as tags `rankgr.<name>` of the run, by which MLflow finds it.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._register(bundle_uri, evaluation, metrics, params, files, origin or {})
-        except MlflowException as error:
-            raise _unreachable(self.uri, error) from error
-
-    def _register(
-        self,
-        bundle_uri: str,
-        evaluation: str,
-        metrics: Mapping[str, float],
-        params: Mapping[str, str],
-        files: Mapping[str, str],
-        origin: Mapping[str, str],
-    ) -> str:
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
 
         name = self.config.model_name
-        with warnings.catch_warnings():
+        with _mlflow_errors(self.uri), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about its own future defaults
-            run = self.client.create_run(self._experiment(), tags={f"rankgr.{key}": value for key, value in origin.items()})
+            run = self.client.create_run(self._experiment(), tags={f"rankgr.{key}": value for key, value in (origin or {}).items()})
             batch = [Metric(key.replace("@", "_at_"), value, 0, 0) for key, value in metrics.items()]
             self.client.log_batch(run.info.run_id, metrics=batch, params=[Param(k, v[:6000]) for k, v in params.items()])
             for path, text in files.items():
@@ -176,50 +161,34 @@ class Registry:
 
     def run_of(self, number: str) -> str:
         """Id of the MLflow run that a version came from."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with _mlflow_errors(self.uri):
             return str(self.client.get_model_version(self.config.model_name, number).run_id)
-        except MlflowException as error:
-            raise _unreachable(self.uri, error) from error
 
     def page_of(self, number: str) -> str:
         """Address of the page on which a server shows the MLflow run of a version, without what the server is entered with.
 
         Empty where there is no server.
         """
-        from mlflow.exceptions import MlflowException
-
         parts = urlsplit(self.uri)
         if parts.scheme not in ("http", "https"):
             return ""
         run = self.run_of(number)
-        try:
+        with _mlflow_errors(self.uri):
             experiment = self.client.get_run(run).info.experiment_id
-        except MlflowException as error:
-            raise _unreachable(self.uri, error) from error
         server = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"), query="", fragment="")
         return f"{server.geturl()}/#/experiments/{experiment}/runs/{run}"
 
     def promote(self, number: str) -> None:
         """Give a version the alias `champion`."""
-        from mlflow.exceptions import MlflowException
-
         name = self.config.model_name
-        try:
+        with _mlflow_errors(self.uri):
             self.client.set_model_version_tag(name, number, _PROMOTED, str(time.time_ns() // 1_000_000))
             self.client.set_registered_model_alias(name, CHAMPION, number)
-        except MlflowException as error:
-            raise _unreachable(self.uri, error) from error
 
     def entries(self) -> list[Entry]:
         """All versions, the newest first."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with _mlflow_errors(self.uri):
             found = self.client.search_model_versions(f"name = '{self.config.model_name}'")
-        except MlflowException as error:
-            raise _unreachable(self.uri, error) from error
         champion = self.champion()
         entries = [
             Entry(
@@ -241,6 +210,16 @@ class Registry:
         if self.uri.startswith("sqlite:///"):
             artifacts = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         return str(self.client.create_experiment(self.config.experiment, artifact_location=artifacts))
+
+
+@contextmanager
+def _mlflow_errors(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise _unreachable(uri, error) from error
 
 
 def _unreachable(uri: str, error: Exception) -> ServiceError:
