@@ -1,12 +1,14 @@
 """Every metric, in one table a kind of process, and the meter that counts them.
 
-In a Ray process they go to Ray's own exporter, which a Prometheus that watches the cluster scrapes; each process keeps
-them for itself too. The ingress' `/metrics` shows those of all replicas, each under its name; the streaming trainer has
-a port of its own. All give the names below the prefix `ray_`, counters the suffix `_total`, so that one dashboard fits.
+Each process keeps them for itself; a Ray process hands them on to Ray's own exporter, which a Prometheus that watches the
+cluster scrapes. The ingress' `/metrics` shows those of all replicas, each under its name; the streaming trainer has a port
+of its own. All give the names below the prefix `ray_`, counters the suffix `_total`, so that one dashboard fits.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -20,6 +22,7 @@ from infra.logs import get_logger
 PREFIX = "ray_"
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LONG_SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100)
+_HANDED_ON_S = 5.0  # Ray exports every ten
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nothing here asks for
 
 
@@ -85,7 +88,7 @@ class Meter:
 
     Args:
         metrics: that this process counts.
-        to_ray: hand everything to Ray's exporter too; only in a process of a Ray cluster.
+        to_ray: hand everything on to Ray's exporter, every few seconds; only in a process of a Ray cluster.
     """
 
     def __init__(self, metrics: Mapping[str, Metric] = INGRESS, *, to_ray: bool = False) -> None:
@@ -97,26 +100,21 @@ class Meter:
             self._local[name] = kind(PREFIX + name, metric.meaning, metric.tags, registry=self.registry, **options)
             for value in metric.known:
                 self._local[name].labels(value)
-        self._ray = {name: _ray_metric(name, metric) for name, metric in metrics.items()} if to_ray else {}
+        if to_ray:
+            threading.Thread(target=_hand_on, args=(self.registry,), name="metrics", daemon=True).start()
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
         """Add to a counter."""
         self._of(name, tags).inc(amount)
-        if self._ray:
-            self._ray[name].inc(amount, tags)
 
     def observe(self, name: str, *values: float) -> None:
         """Put values into a histogram."""
-        for histogram in (self._local[name], self._ray.get(name)):
-            if histogram is not None:
-                for value in values:
-                    histogram.observe(value)
+        for value in values:
+            self._local[name].observe(value)
 
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge."""
         self._of(name, tags).set(value)
-        if self._ray:
-            self._ray[name].set(value, tags)
 
     def families(self) -> list[prometheus.Metric]:
         """All metrics of this process as they are now."""
@@ -130,12 +128,26 @@ class Meter:
         return self._local[name].labels(**tags) if tags else self._local[name]
 
 
-def _ray_metric(name: str, metric: Metric) -> Any:
-    from ray.util import metrics
+def _hand_on(registry: prometheus.CollectorRegistry) -> None:
+    """Tell Ray's exporter all samples, again and again.
 
-    options: dict[str, Any] = {"boundaries": list(metric.buckets)} if metric.kind == "histogram" else {}
-    kind = {"counter": metrics.Counter, "gauge": metrics.Gauge, "histogram": metrics.Histogram}[metric.kind]
-    return kind(name, description=metric.meaning, tag_keys=metric.tags, **options)
+    As gauges, each under the name of its sample. Prometheus takes rates and quantiles by name, and Ray's own histograms are
+    dear: the process that exports the metrics of a node records each value that was observed anew, in Python.
+    """
+    gauges: dict[str, Any] = {}
+    while True:
+        for family in registry.collect():
+            for sample in family.samples:
+                if sample.name not in gauges:
+                    gauges[sample.name] = _ray_gauge(sample.name.removeprefix(PREFIX), family.documentation, tuple(sample.labels))
+                gauges[sample.name].set(sample.value, sample.labels)
+        time.sleep(_HANDED_ON_S)
+
+
+def _ray_gauge(name: str, meaning: str, tags: tuple[str, ...]) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(name, description=meaning, tag_keys=tags)
 
 
 class _Replicas(Collector):

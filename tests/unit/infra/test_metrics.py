@@ -10,11 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.errors import ServiceError
 from infra.metrics import METRICS, MODEL, PREFIX, TRAINER, Meter, exported, text_of
+from tests.serving import wait_for
 from tests.tools import tool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,3 +121,37 @@ def test_a_meter_counts_under_the_names_that_ray_exports() -> None:
     assert 'ray_rankgr_slates_total{source="fresh"} 2.0' in lines
     assert 'ray_rankgr_slate_seconds_bucket{le="0.003"} 1.0' in lines
     assert "ray_rankgr_pending_slates 3.0" in lines
+
+
+@ray.remote(num_cpus=0)
+class Counting:
+    """A process of a Ray cluster that has counted something."""
+
+    def __init__(self) -> None:
+        meter = Meter(to_ray=True)
+        meter.count("rankgr_slates", 2, source="fresh")
+        meter.observe("rankgr_slate_seconds", 0.002)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_prometheus_that_watches_the_cluster_finds_what_its_processes_count() -> None:
+    counting = Counting.remote()  # type: ignore[attr-defined]  # Ray adds it
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def found() -> set[tuple[str, str, float]]:
+        samples = [sample for family in text_string_to_metric_families(httpx.get(url).text) for sample in family.samples]
+        labels = ("source", "le")
+        return {(s.name, s.labels[label], s.value) for s in samples for label in labels if label in s.labels and "rankgr_slate" in s.name}
+
+    wanted = {
+        ("ray_rankgr_slates_total", "fresh", 2.0),
+        ("ray_rankgr_slates_total", "stale", 0.0),
+        ("ray_rankgr_slate_seconds_bucket", "0.001", 0.0),
+        ("ray_rankgr_slate_seconds_bucket", "0.003", 1.0),
+        ("ray_rankgr_slate_seconds_bucket", "+Inf", 1.0),
+    }
+    try:
+        wait_for(lambda: wanted <= found(), "the samples")
+    finally:
+        ray.kill(counting)
