@@ -60,8 +60,17 @@ class UserActivity:
 
     async def history(self, user_id: str) -> UserHistory:
         """The published timeline with the events behind it that happened since."""
+        return (await self.histories([user_id]))[0]
+
+    async def histories(self, user_ids: Sequence[str]) -> list[UserHistory]:
+        """The same for some users, in one round trip."""
         keys = self._reader.keys
-        blob, recent = await self._reader.ask([("GET", keys.history(user_id)), ("ZRANGE", keys.recent(user_id), 0, -1, "WITHSCORES")])
+        published = [("GET", keys.history(user_id)) for user_id in user_ids]
+        recent = [("ZRANGE", keys.recent(user_id), 0, -1, "WITHSCORES") for user_id in user_ids]
+        found = await self._reader.ask([*published, *recent])
+        return [self._joined(*one) for one in zip(user_ids, found[: len(user_ids)], found[len(user_ids) :], strict=True)]
+
+    def _joined(self, user_id: str, blob: bytes | None, recent: Sequence[Any]) -> UserHistory:
         published = self._decoded(user_id, blob) if blob else UserHistory(user_id, (), ())
         new = [json.loads(member) for member, score in _pairs(recent) if float(score) > published.until]
         return UserHistory(

@@ -371,14 +371,19 @@ class AsyncSlateReader(AsyncClient):
             blob = await self._redis.get(self.keys.fallback(version))
         return None if blob is None else decode_slate("", blob)
 
-    async def put(self, slate: Slate) -> bool:
-        """Write a fresh slate unless its version is unknown, as a dropped one is; returns whether it was written."""
-        (known,) = await self.ask([("ZSCORE", self.keys.versions, slate.model_version)])
-        if known is None:
-            return False
-        async with self._errors():
-            await self._redis.set(self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), px=jittered(self.ttl_ms))
-        return True
+    async def put(self, slates: Sequence[Slate]) -> list[bool]:
+        """Write fresh slates unless their version is unknown, as a dropped one is; returns for each whether it was written."""
+        versions = list(dict.fromkeys(slate.model_version for slate in slates))
+        known = dict(zip(versions, await self.ask([("ZSCORE", self.keys.versions, version) for version in versions]), strict=True))
+        written = [known[slate.model_version] is not None for slate in slates]
+        await self.ask(
+            [
+                ("SET", self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), "PX", jittered(self.ttl_ms))
+                for slate, may in zip(slates, written, strict=True)
+                if may
+            ]
+        )
+        return written
 
     async def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Answers to some commands in Redis' own words, in one round trip."""

@@ -141,7 +141,7 @@ class Precompute:
 
     async def _slates(self, model: Loaded, users: Sequence[str], on_request: Collection[str]) -> list[bool]:
         """Compute and store the slates of some users, of which some were asked for; returns for each whether it was stored."""
-        histories = await asyncio.gather(*map(self.activity.history, users))
+        histories = await self.activity.histories(users)
         decoding, start = self.config.decoding, time.monotonic()
         work = partial(
             slates_of,
@@ -157,7 +157,7 @@ class Precompute:
         slates = await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
         self.meter.observe("rankgr_batch_users", len(users))
         self.meter.observe("rankgr_batch_seconds", time.monotonic() - start)
-        return list(await asyncio.gather(*map(self.reader.put, slates)))
+        return await self.reader.put(slates)
 
 
 def give_way() -> None:

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ import psutil
 
 from infra.catalogue import Catalogue
 from infra.slate_store import SlateStore
+from serving.slate_json import SlateWriter
 from tests.benchmarks.http_load import Connection, encode
 from tests.benchmarks.serve_world import SLATE, USERS, Client, Measured, World, authorization, batches, choose_proxy, reads, running
 from tests.benchmarks.timing import announce, console, finish, parse, table
 
 BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 100, 0.7, 10.0, 0.005
-MOST_S, WINDOW_S = 300.0, 5.0  # a swap takes at most so long; time in which a p99 is taken
+MOST_S, SETTLES_S, WINDOW_S = 300.0, 2.0, 5.0  # a swap takes at most so long; connections are made; time in which a p99 is taken
 
 
 def single(world: World, *, rounds: int, seconds: float) -> dict[str, float]:
@@ -133,78 +134,105 @@ def _readers(world: World, seconds: float, rate: float | None) -> tuple[Client, 
 
 
 def swap(world: World, *, beside_s: float) -> dict[str, float]:
-    """New weights, and slates of all users computed anew, while requests go on, at `LOAD` of what these readers can take in.
+    """New weights, and slates of all users computed anew, there and back, at `LOAD` of what these readers can take in.
 
-    What is added is the median p99 of windows during the swap over that of windows as long before and after it: a machine that is
-    shared has bad moments, a few of which make the p99 of a longer time.
+    What is added is the median p99 of windows during the swaps over that of windows before, between and after them: a machine that
+    is shared has bad moments, a few of which make the p99 of a longer time.
     """
-    from serving.app import LiveService
-    from serving.sync import Sync
-
     fastest, beside = _readers(world, beside_s, None)
     rate, _ = LOAD * fastest.result().rate(), beside.result()
-    with ExitStack() as stack, SlateStore.of(world.config.slate_store, world.redis_url) as store:
-        service = stack.enter_context(closing(LiveService(world.config, world.redis_url)))
-        share = world.config.serving.refresh_share
-        old = {"bundle_uri": world.bundles[0], "version": world.versions[0]}
-        sync = Sync(service, store, lambda: world.bundles[1], **old, slate_size=SLATE, share=share)
-        singles, several = _readers(world, MOST_S + 2 * beside_s, rate)
-        time.sleep(beside_s)
-        start = time.time()
-        assert sync.once()
-        end = time.time()
-        time.sleep(beside_s)
-        singles.stop()
-        several.stop()
-        one, many = singles.result(), several.result()
-        wrong = _wrong(one, world, store)
-    times = {"before": (start - beside_s + 2, start), "during": (start, end), "after": (end, end + beside_s)}
+    singles, several = _readers(world, 2 * MOST_S + 3 * beside_s, rate)
+    time.sleep(SETTLES_S)
+    found = _there_and_back(world, beside_s)
+    singles.stop()
+    several.stop()
+    one, many = singles.result(), several.result()
     failures = Counter(status for part in (one, many) for status in part.status.tolist() if status != 200)
-    failed, mixed = failures.total(), wrong + int(many.mixed.sum()) + _gone_back(one)
-    parts = {name: one.between(*span) for name, span in times.items()}
-    windows = {name: [part.percentile(99) for part in _windows(one, *span)] for name, span in times.items()}
-    rows = [[name, f"{len(part.at):,}", f"{part.percentile(50):.1f} ms", f"{part.percentile(99):.1f} ms",
-             f"{statistics.median(windows[name]):.1f} ms ({min(windows[name]):.0f} to {max(windows[name]):.0f})"]
-            for name, part in parts.items()]  # fmt: skip
+    middle, ends = statistics.mean(found.pauses[1]), time.time()
+    there, back = one.between(one.at.min(), middle), one.between(middle, ends)
+    gone_back = _gone_back(there, *world.versions) + _gone_back(back, *world.versions[::-1])
+    failed, mixed = failures.total(), found.wrong(one) + int(many.mixed.sum()) + gone_back
+    windows = {name: [one.between(*window) for span in spans for window in _windows(*span)]
+               for name, spans in (("beside", found.pauses), ("during", found.swaps))}  # fmt: skip
+    p99s = {name: [part.percentile(99) for part in parts] for name, parts in windows.items()}
+    rows = [[name, f"{sum(len(part.at) for part in parts):,}", f"{statistics.median(part.percentile(50) for part in parts):.1f} ms",
+             f"{statistics.median(p99s[name]):.1f} ms", f"{min(p99s[name]):.0f} to {max(p99s[name]):.0f} ms"]
+            for name, parts in windows.items()]  # fmt: skip
+    took = " and ".join(f"{end - start:.0f}" for start, end in found.swaps)
     table(
-        f"Swap of weights and {USERS:,} slates in {end - start:.1f} s at {rate:,.0f} requests/s; "
-        f"failed {failed} (by status {dict(failures)}), mixed {mixed}",
-        ["time", "requests", "p50", "p99", f"p99 of {WINDOW_S:g} s, median"], rows,
+        f"Two swaps of weights and {USERS:,} slates, {took} s, at {rate:,.0f} requests/s; "
+        f"failed {failed} (by status {dict(failures)}), mixed {mixed}; medians of windows of {WINDOW_S:g} s",
+        ["time", "requests", "p50", "p99", "p99s"], rows,
     )  # fmt: skip
-    added = statistics.median(windows["during"]) / statistics.median(windows["before"] + windows["after"]) - 1
+    added = statistics.median(p99s["during"]) / statistics.median(p99s["beside"]) - 1
     return {"swap_failed": failed, "swap_mixed": mixed, "swap_added_p99": added}
 
 
-def _windows(found: Measured, start: float, end: float) -> Iterator[Measured]:
-    """All windows that end in time."""
-    for number in range(int((end - start) / WINDOW_S)):
-        yield found.between(start + number * WINDOW_S, start + (number + 1) * WINDOW_S)
+class Swaps:
+    """When swaps went on and when they did not, and what readers may have seen."""
 
+    def __init__(self) -> None:
+        self.swaps, self.pauses = list[tuple[float, float]](), list[tuple[float, float]]()
+        self._right: set[tuple[str, int, int]] = set()
 
-def _wrong(found: Measured, world: World, store: SlateStore) -> int:
-    """Answers whose items are not those of the slate that their version has in the store."""
-    from serving.slate_json import SlateWriter
+    def pause(self, seconds: float) -> None:
+        """Let readers alone."""
+        start = time.time()
+        time.sleep(seconds)
+        self.pauses.append((start, time.time()))
 
-    writer, expected = SlateWriter(Catalogue(world.bundles[0])), {}
-    active = store.active_version()
-    for index, name in enumerate(found.versions.tolist()):
-        store.activate(name)
+    def take(self, store: SlateStore, version: str, bundle_uri: str) -> None:
+        """Note the slates of the active version: those that may be read under it."""
+        writer = SlateWriter(Catalogue(bundle_uri))
+        assert store.active_version() == version
         for user_id, slate in store.get_many([f"user-{u}" for u in range(USERS)]).items():
             body = writer.answer(user_id, slate, SLATE, age_s=0.0, source="stored").body
-            expected[index, int(user_id[5:])] = zlib.crc32(body[body.index(b"[") : body.index(b'],"model_version"')])
-    if active:
-        store.activate(active)
-    pairs = zip(found.version.tolist(), found.request.tolist(), found.crc.tolist(), strict=True)
-    return sum(expected.get((version, user)) != crc for version, user, crc in pairs if version >= 0)
+            self._right.add((version, int(user_id[5:]), zlib.crc32(body[body.index(b"[") : body.index(b'],"model_version"')])))
+
+    def wrong(self, found: Measured) -> int:
+        """Answers whose items are not those of a slate that their version had in the store."""
+        answers = zip(found.version.tolist(), found.request.tolist(), found.crc.tolist(), strict=True)
+        return sum((str(found.versions[version]), user, crc) not in self._right for version, user, crc in answers if version >= 0)
 
 
-def _gone_back(found: Measured) -> int:
+def _there_and_back(world: World, beside_s: float) -> Swaps:
+    """Swap to the other bundle and back; a version that is left is dropped, so that all slates are computed each time."""
+    from serving.app import LiveService
+    from serving.sync import Sync
+
+    found, bundles = Swaps(), dict(zip(world.versions, world.bundles, strict=True))
+    old, new = world.versions
+    with (
+        closing(LiveService(world.config, world.redis_url)) as service,
+        SlateStore(world.redis_url, prefix=world.config.slate_store.prefix, keep_versions=1) as store,
+    ):
+        champion = [new]
+        share = world.config.serving.refresh_share
+        sync = Sync(service, store, lambda: bundles[champion[0]], bundle_uri=bundles[old], version=old, slate_size=SLATE, share=share)
+        found.take(store, old, bundles[old])
+        found.pause(beside_s)
+        for version in (new, old):
+            champion[0], start = version, time.time()
+            assert sync.once()
+            found.swaps.append((start, time.time()))
+            found.pause(beside_s)
+            found.take(store, version, bundles[version])
+    return found
+
+
+def _windows(start: float, end: float) -> Iterator[tuple[float, float]]:
+    """All windows that end in time."""
+    for number in range(int((end - start) / WINDOW_S)):
+        yield start + number * WINDOW_S, start + (number + 1) * WINDOW_S
+
+
+def _gone_back(found: Measured, old: str, new: str) -> int:
     """Answers with the old version that were asked for after another one had come with the new."""
-    new = found.version == 1
-    if not new.any():
+    names = found.versions[found.version]  # of an answer without a version, some name: there is none among those with status 200
+    if not (names == new).any():
         return 0
-    first = float((found.at + found.seconds)[new].min())
-    return int(((found.version == 0) & (found.at > first)).sum())
+    first = float((found.at + found.seconds)[names == new].min())
+    return int(((names == old) & (found.at > first)).sum())
 
 
 def soak(world: World, *, rate: float, minutes: float) -> dict[str, float]:
@@ -282,7 +310,7 @@ def main() -> None:
         found |= batch(world, seconds=4 if quick else 15)
         if haproxy:
             found |= trigger(world, seconds=6 if quick else 60)
-            found |= swap(world, beside_s=12 if quick else 60)
+            found |= swap(world, beside_s=10 if quick else 40)
             found |= soak(world, rate=found["single_rps"], minutes=minutes) if minutes else {}
     if haproxy and not quick:
         default_proxy(quick=quick)

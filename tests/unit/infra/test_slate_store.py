@@ -209,10 +209,15 @@ def test_a_reader_on_an_event_loop_reads_the_same(store: SlateStore, valkey: str
             assert await reader.fallback("v2") == slate("", "v2", "popular")
             assert await reader.get_many([]) == {}
 
-            assert await reader.put(slate("eve", "v2", "fresh"))
-            assert await reader.put(slate("eve", "v1", "of the version before"))
-            assert not await reader.put(slate("eve", "v0", "of a version that was dropped"))
-            assert await reader.get("eve") == slate("eve", "v2", "fresh")
+            fresh, before, dropped = (
+                slate("eve", "v2", "fresh"),
+                slate("eve", "v1", "of before"),
+                slate("eve", "v0", "of one that was dropped"),
+            )
+            assert await reader.put([dropped, fresh, before]) == [False, True, True]
+            assert await reader.put([dropped]) == [False]
+            assert await reader.put([]) == []
+            assert await reader.get("eve") == fresh
 
     asyncio.run(story())
 

@@ -94,6 +94,7 @@ def test_recent_events_are_bounded_and_expire(valkey: str) -> None:
             await activity.record(events)
             history = await activity.history("ann")
             assert (len(history.item_ids), history.item_ids[0]) == (MAX_RECENT, "i5")
+            assert await activity.histories(["eve", "ann"]) == [UserHistory("eve", (), ()), history]
             assert await activity.claim("v1", "ann", 60)
             assert not await activity.claim("v1", "ann", 60)
             assert await activity.claim("v2", "ann", 60)

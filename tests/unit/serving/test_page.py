@@ -59,7 +59,7 @@ def serving(url: str, folder: Path, digests: list[str]) -> Iterator[str]:
 
     async def compute(request: SlateRequest) -> Outcome:
         slate = Slate(request.user_id, (item_id(20), item_id(21)), (-0.1, -0.2), request.version, time.time_ns() // 1_000_000, fresh=True)
-        return "stored" if await reader.put(slate) else "dropped version"
+        return "stored" if await reader.put([slate]) == [True] else "dropped version"
 
     fresh = FreshSlates(compute, retrieval.activity, max_pending=4, deadline_s=10, meter=meter)
     api = create_api(retrieval, slate_size=ITEMS, trigger=fresh, reports=Reports(Stats(meter)), token_digests=digests)

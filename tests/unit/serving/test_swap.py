@@ -131,15 +131,15 @@ def test_a_batch_under_way_ends_with_the_model_it_began_with(valkey: str) -> Non
         await replica.reconfigure({"b/v1": "v1"})
         asking = asyncio.create_task(replica.answer([ask("ann", "v1")]))
         begun, go = asyncio.Event(), asyncio.Event()
-        history = replica.activity.history
+        histories = replica.activity.histories
 
-        async def slow(user_id: str) -> Any:
+        async def slow(user_ids: Sequence[str]) -> Any:
             begun.set()
             await go.wait()
-            return await history(user_id)
+            return await histories(user_ids)
 
-        replica.activity.history = slow  # type: ignore[method-assign]
-        await begun.wait()
+        replica.activity.histories = slow  # type: ignore[method-assign]
+        await asyncio.wait_for(begun.wait(), timeout=30)
         await replica.reconfigure({"b/v2": "v2"})
         go.set()
         assert await asking == ["stored"]
