@@ -36,7 +36,7 @@ _NICENESS = "RAY_worker_niceness"
 RAYS_NICENESS = 15  # what Ray gives its workers when it is not told
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # HAProxy has figures of its own; Ray's of it are a line of log a request, read in Python: a tenth of two cores at 1,300 a second.
+    # Ray would read a line of HAProxy's log a request, in Python: a tenth of two cores at 1,300 a second. Replicas count as well.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

@@ -372,17 +372,19 @@ class AsyncSlateReader(AsyncClient):
         return None if blob is None else decode_slate("", blob)
 
     async def put(self, slates: Sequence[Slate]) -> list[bool]:
-        """Write fresh slates unless their version is unknown, as a dropped one is; returns for each whether it was written."""
+        """Write fresh slates unless their version is unknown, as a dropped one is; returns for each whether it was written.
+
+        Raises:
+            ServiceError: Redis does not answer, or refuses one; others may have been written.
+        """
+        commands = [
+            ("SET", self.keys.slate(one.model_version, one.user_id), encode_slate(one), "PX", jittered(self.ttl_ms)) for one in slates
+        ]
         versions = list(dict.fromkeys(slate.model_version for slate in slates))
-        known = dict(zip(versions, await self.ask([("ZSCORE", self.keys.versions, version) for version in versions]), strict=True))
-        written = [known[slate.model_version] is not None for slate in slates]
-        await self.ask(
-            [
-                ("SET", self.keys.slate(slate.model_version, slate.user_id), encode_slate(slate), "PX", jittered(self.ttl_ms))
-                for slate, may in zip(slates, written, strict=True)
-                if may
-            ]
-        )
+        scores = await self.ask([("ZSCORE", self.keys.versions, version) for version in versions])
+        known = {version for version, score in zip(versions, scores, strict=True) if score is not None}
+        written = [slate.model_version in known for slate in slates]
+        await self.ask([command for command, may in zip(commands, written, strict=True) if may])
         return written
 
     async def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -221,18 +222,18 @@ def _there_and_back(world: World, beside_s: float) -> Swaps:
 
 
 def _windows(start: float, end: float) -> Iterator[tuple[float, float]]:
-    """All windows that end in time."""
-    for number in range(int((end - start) / WINDOW_S)):
-        yield start + number * WINDOW_S, start + (number + 1) * WINDOW_S
+    """A time in windows of about `WINDOW_S`, nothing left out."""
+    edges = np.linspace(start, end, max(1, round((end - start) / WINDOW_S)) + 1).tolist()
+    yield from pairwise(edges)
 
 
 def _gone_back(found: Measured, old: str, new: str) -> int:
     """Answers with the old version that were asked for after another one had come with the new."""
-    names = found.versions[found.version]  # of an answer without a version, some name: there is none among those with status 200
+    has_one = found.version >= 0
+    names, at, end = found.versions[found.version[has_one]], found.at[has_one], (found.at + found.seconds)[has_one]
     if not (names == new).any():
         return 0
-    first = float((found.at + found.seconds)[names == new].min())
-    return int(((names == old) & (found.at > first)).sum())
+    return int(((names == old) & (at > float(end[names == new].min()))).sum())
 
 
 def soak(world: World, *, rate: float, minutes: float) -> dict[str, float]:

@@ -7,12 +7,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import ray
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from infra.errors import ServiceError
 from infra.metrics import METRICS, MODEL, PREFIX, TRAINER, Meter, exported, text_of
@@ -125,12 +127,30 @@ def test_a_meter_counts_under_the_names_that_ray_exports() -> None:
 
 @ray.remote(num_cpus=0)
 class Counting:
-    """A process of a Ray cluster that has counted something."""
+    """A process of a Ray cluster that counts; the first look at its figures fails."""
 
     def __init__(self) -> None:
-        meter = Meter(to_ray=True)
-        meter.count("rankgr_slates", 2, source="fresh")
-        meter.observe("rankgr_slate_seconds", 0.002)
+        self.meter = Meter(to_ray=True)
+        self.meter.registry.register(_FailsOnce())
+
+    def count(self) -> None:
+        self.meter.count("rankgr_slates", 2, source="fresh")
+        self.meter.observe("rankgr_slate_seconds", 0.002)
+        self.meter.set("rankgr_pending_slates", 3)
+
+
+class _FailsOnce(Collector):
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Any]:
+        if not self._has_failed:
+            self._has_failed = True
+            raise RuntimeError("the first time")
+        return []
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -139,19 +159,27 @@ def test_a_prometheus_that_watches_the_cluster_finds_what_its_processes_count() 
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
-    def found() -> set[tuple[str, str, float]]:
-        samples = [sample for family in text_string_to_metric_families(httpx.get(url).text) for sample in family.samples]
-        labels = ("source", "le")
-        return {(s.name, s.labels[label], s.value) for s in samples for label in labels if label in s.labels and "rankgr_slate" in s.name}
+    def found() -> dict[tuple[str, str], float]:
+        text = httpx.get(url, headers={"Accept": "text/plain;version=0.0.4"}).text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {(s.name, s.labels.get("source") or s.labels.get("le") or ""): s.value for s in samples if "rankgr" in s.name}
 
-    wanted = {
-        ("ray_rankgr_slates_total", "fresh", 2.0),
-        ("ray_rankgr_slates_total", "stale", 0.0),
-        ("ray_rankgr_slate_seconds_bucket", "0.001", 0.0),
-        ("ray_rankgr_slate_seconds_bucket", "0.003", 1.0),
-        ("ray_rankgr_slate_seconds_bucket", "+Inf", 1.0),
-    }
+    def wait_for_slates(times: int) -> None:
+        wanted = {
+            ("ray_rankgr_slates_total", "fresh"): 2.0 * times,
+            ("ray_rankgr_slates_total", "stale"): 0.0,
+            ("ray_rankgr_slate_seconds_bucket", "0.001"): 0.0,
+            ("ray_rankgr_slate_seconds_bucket", "0.003"): 1.0 * times,
+            ("ray_rankgr_slate_seconds_bucket", "+Inf"): 1.0 * times,
+            ("ray_rankgr_slate_seconds_count", ""): 1.0 * times,
+            ("ray_rankgr_slate_seconds_sum", ""): 0.002 * times,
+            ("ray_rankgr_pending_slates", ""): 3.0,
+        }
+        wait_for(lambda: wanted.items() <= found().items(), f"the samples of {times}")
+
     try:
-        wait_for(lambda: wanted <= found(), "the samples")
+        for times in (1, 2):
+            ray.get(counting.count.remote())
+            wait_for_slates(times)
     finally:
         ray.kill(counting)
