@@ -395,7 +395,7 @@ class ServingConfig(Section):
     """An older slate is served and computed anew, once."""
     sync_minutes: float = Field(60.0, gt=0)
     """How often the registry is asked for another champion, whose weights are then swapped in."""
-    refresh_share: float = Field(0.25, gt=0, le=1)
+    refresh_share: float = Field(0.1, gt=0, le=1)
     """Share of the time after a swap in which model replicas compute the new slates. Readers on the same cores gain from a small one;
     1 where model replicas have cores, or GPUs, of their own."""
     precompute_actors: int = Field(2, ge=1)

@@ -8,6 +8,7 @@ server that stalls is not spared what it kept waiting.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -179,4 +180,5 @@ def encode(host: str, method: str, target: str, headers: dict[str, str], body: s
 
 
 if __name__ == "__main__":
+    gc.disable()  # it would look over what was done again and again, 100 ms and more, and lay that at the server's door
     uvloop.run(Load(json.loads(Path(sys.argv[1]).read_text("utf-8"))).run())
