@@ -423,6 +423,9 @@ class StreamingConfig(Section):
     ema_decay: float | None = Field(None, ge=0, lt=1)
     """Decay a step of the moving average that is released; null takes that of training, which looks hundreds of steps back: too far
     for a stream of a few dozen steps an hour."""
+    ntp_level_weights: dict[FeedbackLevel, Annotated[float, Field(ge=0)]] | None = None
+    """Weight of a target's next-token loss by its feedback level; null takes those of training. A model that was trained on something
+    else than what the service shows, as on ratings, wants others here: shown and passed by (2) says less than a low rating."""
     replay_share: float = Field(0.5, ge=0, lt=1)
     """Of the rows of a step, how many are earlier ones, against forgetting."""
     replay_rows: int = Field(20_000, ge=0)

@@ -38,8 +38,10 @@ class OnlineLearner:
 
     def __init__(self, model: Retriever, config: Config) -> None:
         streaming, training = config.streaming, config.training
-        changed = {"learning_rate": streaming.learning_rate, "schedule": "constant", "warmup_fraction": 0.0}
+        changed: dict[str, Any] = {"learning_rate": streaming.learning_rate, "schedule": "constant", "warmup_fraction": 0.0}
         changed["ema_decay"] = training.ema_decay if streaming.ema_decay is None else streaming.ema_decay
+        if streaming.ntp_level_weights is not None:
+            changed["loss"] = training.loss.model_copy(update={"ntp_level_weights": streaming.ntp_level_weights})
         self._config = config.model_copy(update={"training": training.model_copy(update=changed)})
         self.model = for_training(model, self._config)
         self._released = [parameter.detach().clone() for parameter in model.parameters()]

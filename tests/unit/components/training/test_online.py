@@ -50,6 +50,16 @@ def test_a_step_is_that_of_the_offline_loop_at_a_constant_rate_and_the_average_g
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
 
 
+def test_levels_weigh_as_the_stream_says_where_it_says_so() -> None:
+    all_alike, clicks_alone = "{2: 1.0, 3: 1.0, 4: 1.0}", "{2: 0.0, 3: 1.0, 4: 0.5}"
+    trained_so = settings(f"training.loss.ntp_level_weights={clicks_alone}")
+    trained_otherwise = settings(f"training.loss.ntp_level_weights={all_alike}")
+    told_so = settings(f"training.loss.ntp_level_weights={all_alike}", f"streaming.ntp_level_weights={clicks_alone}")
+    rows = training_rows(timelines(), trained_otherwise)[:4]
+    expected, other, found = (learner(config).learn(rows) for config in (trained_so, trained_otherwise, told_so))
+    assert found == expected != other
+
+
 def test_it_learns_and_mixes_earlier_rows_in(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("streaming.replay_share=0.5")
     rows = training_rows(timelines(), config)
