@@ -425,7 +425,8 @@ class StreamingConfig(Section):
     for a stream of a few dozen steps an hour."""
     ntp_level_weights: dict[FeedbackLevel, Annotated[float, Field(ge=0)]] | None = None
     """Weight of a target's next-token loss by its feedback level; null takes those of training. A model that was trained on something
-    else than what the service shows, as on ratings, wants others here: shown and passed by (2) says less than a low rating."""
+    else than what the service shows, as on ratings, wants others here: shown and passed by (2) says less than a low rating. They weigh
+    earlier rows too, and leave LDPO and the rank head as they are."""
     replay_share: float = Field(0.5, ge=0, lt=1)
     """Of the rows of a step, how many are earlier ones, against forgetting."""
     replay_rows: int = Field(20_000, ge=0)

@@ -82,6 +82,7 @@ def champion_trainer(
     from components.release.job import BUNDLE
     from components.release.update import streamed_of, update_champion
     from components.retriever.bundle import load_bundle
+    from components.training.online import for_stream
     from serving.checkpoints import Checkpoints
     from serving.trainer import StreamTrainer
 
@@ -120,7 +121,7 @@ def champion_trainer(
             stream=stream,
             checkpoints=Checkpoints(storage.join(folder, "checkpoints"), streaming.checkpoints),
             past=past_of(timelines, known),
-            rows=lambda: rows_of(timelines, known, config),
+            rows=lambda: rows_of(timelines, known, for_stream(config)),
             release=release,
             meter=meter,
         )

@@ -26,6 +26,7 @@ from serving.flights import Outcome, SlateRequest
 _REFRESH_DEADLINE_S = 600.0
 _LOOK_S, _AGAIN_S = 2.0, 30.0
 _STOP_S = 30.0  # for what is under way: some slates, or bundles that replicas load
+_LONGEST_PAUSE_S = 5.0  # behind a replica that had to start first
 _LIVE_SHARE = 0.5
 _LOST_SHARE = 0.01  # of the users whose slates may be missing when a version is shown
 
@@ -177,16 +178,17 @@ class Sync:
 
     def _computed_without(self, users: Sequence[str], version: str) -> list[str]:
         """Compute the slates of users; returns those for whom that failed."""
-        failed: list[str] = []
+        failed, pause = list[str](), 0.0
         meter = ProgressMeter(len(users), step="sync", unit="users")
         try:
             for start in range(0, len(users), self._batch):
+                self._stop.wait(pause)
                 self._go_on()
                 chunk, deadline, began = users[start : start + self._batch], time.time() + _REFRESH_DEADLINE_S, time.monotonic()
                 outcomes = self.service.compute([SlateRequest(user_id, version, deadline, fresh=False) for user_id in chunk])
                 failed += [user_id for user_id, outcome in zip(chunk, outcomes, strict=True) if outcome != "stored"]
                 meter.advance(len(chunk))
-                self._stop.wait((time.monotonic() - began) * (1 / self._share - 1))
+                pause = min((time.monotonic() - began) * (1 / self._share - 1), _LONGEST_PAUSE_S)
         finally:
             meter.close()
         return failed

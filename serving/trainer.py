@@ -17,7 +17,7 @@ from torch import Tensor
 
 from components.retriever.bundle import Bundle
 from components.retriever.packing import Row
-from components.training.online import OnlineLearner
+from components.training.online import OnlineLearner, for_stream
 from infra.config import Config
 from infra.errors import ServiceError, TrainingError
 from infra.event_stream import Event, EventStream
@@ -75,7 +75,7 @@ class StreamTrainer:
         self._config, self._settings, self._served, self._lineage = config, config.streaming, bundle, lineage
         self._stream, self._checkpoints, self._release = stream, checkpoints, release
         index = {item_id: number for number, item_id in enumerate(bundle.item_ids)}
-        self._timelines = Timelines(index, past, config)
+        self._timelines = Timelines(index, past, for_stream(config))
         model = bundle.model().to("cuda" if config.training.use_gpu else "cpu")
         self.learner = OnlineLearner(model, config)
         self.rollbacks = self._in_a_row = 0

@@ -23,6 +23,16 @@ from infra.logs import get_logger
 _MEMORY = 0.9  # of the running mean of the loss, a step
 
 
+def for_stream(config: Config) -> Config:
+    """The same with `training` as it is for incremental steps: what `streaming` says of rate, average and weights holds."""
+    streaming, training = config.streaming, config.training
+    changed: dict[str, Any] = {"learning_rate": streaming.learning_rate, "schedule": "constant", "warmup_fraction": 0.0}
+    changed["ema_decay"] = training.ema_decay if streaming.ema_decay is None else streaming.ema_decay
+    if streaming.ntp_level_weights is not None:
+        changed["loss"] = training.loss.model_copy(update={"ntp_level_weights": streaming.ntp_level_weights})
+    return config.model_copy(update={"training": training.model_copy(update=changed)})
+
+
 class OnlineLearner:
     """A model that goes on learning at a constant rate, with a replay buffer.
 
@@ -37,12 +47,7 @@ class OnlineLearner:
     """
 
     def __init__(self, model: Retriever, config: Config) -> None:
-        streaming, training = config.streaming, config.training
-        changed: dict[str, Any] = {"learning_rate": streaming.learning_rate, "schedule": "constant", "warmup_fraction": 0.0}
-        changed["ema_decay"] = training.ema_decay if streaming.ema_decay is None else streaming.ema_decay
-        if streaming.ntp_level_weights is not None:
-            changed["loss"] = training.loss.model_copy(update={"ntp_level_weights": streaming.ntp_level_weights})
-        self._config = config.model_copy(update={"training": training.model_copy(update=changed)})
+        self._config = for_stream(config)
         self.model = for_training(model, self._config)
         self._released = [parameter.detach().clone() for parameter in model.parameters()]
         self._average = build_average(model, self._config)
@@ -99,8 +104,12 @@ class OnlineLearner:
         self.replay.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Inverse of `save`."""
+        """Inverse of `save`, but for the learning rate: that of the settings holds, which may have changed since."""
         state = load_checkpoint(folder, self.model, self._average, self._optimizer, self._schedule)
+        rate = self._config.training.learning_rate
+        self._schedule.base_lrs = [rate] * len(self._schedule.base_lrs)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = rate
         self.steps, self._turn, self.skipped, self.loss = (state[name] for name in ("steps", "turn", "skipped", "loss"))
         self._average.n_averaged.fill_(self.steps + 1)
         self.replay.load(folder)

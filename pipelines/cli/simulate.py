@@ -25,7 +25,7 @@ SETTINGS = {
     }
 }
 """What suits a stream of a few thousand events an hour; an hour is over when its events are trained on, whatever the clock says.
-What was shown and passed by is no target: the gate asks for clicks, most of them on what the served weights chose, and
+The next-token loss has clicks alone as targets: the gate asks for clicks, most of them on what the served weights chose, and
 weights that move fast do not get past it."""
 
 

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections import deque
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -132,7 +133,7 @@ class Load:
 
     async def _open(self, rate: float) -> None:
         """As many requests at once as there are connections; what is due meanwhile waits."""
-        due, idle = time.time(), asyncio.Queue[Connection | None]()
+        start, idle = time.time(), asyncio.Queue[Connection | None]()
         for _ in range(self.job["connections"]):
             idle.put_nowait(None)
         tasks: deque[asyncio.Task[None]] = deque()
@@ -140,13 +141,14 @@ class Load:
         async def send(connection: Connection | None, at: float) -> None:
             idle.put_nowait(await self._send(connection, at))
 
-        while due < self._ends:
+        for due in (start + number / rate for number in count()):
+            if due >= self._ends:
+                break
             if (wait := due - time.time()) > 0:
                 await asyncio.sleep(wait)
             tasks.append(asyncio.create_task(send(await idle.get(), due)))
             while tasks and tasks[0].done():
                 tasks.popleft().result()
-            due += 1 / rate
         await asyncio.gather(*tasks)
 
     async def _send(self, connection: Connection | None, at: float) -> Connection | None:

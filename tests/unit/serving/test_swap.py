@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,6 +226,25 @@ def test_a_new_champion_is_taken_over_active_users_first(served: SlateStore, tmp
     assert served.users(version) == 4
     assert served.fallback() is not None
     assert not sync.once()
+
+
+def test_between_slates_the_loop_rests_so_that_it_computes_for_its_share_of_the_time_but_never_for_long(
+    served: SlateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, (uri, _) = FakeService(served), bundle(tmp_path / "new")
+    sync, waits, now = sync_of(served, service, uri), list[float](), [0.0]
+    sync._share, sync._batch = 0.1, 1
+    took = iter([0.2, 0.5, 60.0, 0.2])
+
+    def passes() -> None:
+        now[0] += next(took)
+
+    service.meanwhile = passes
+    monkeypatch.setattr("serving.sync.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(sync, "_stop", SimpleNamespace(wait=waits.append, is_set=lambda: False))
+    assert sync.once()
+    assert waits[:4] == [0.0, pytest.approx(1.8), pytest.approx(4.5), 5.0]
+    assert sum(waits[4:]) == 0  # nobody is left to rest from
 
 
 def test_of_slates_that_the_batch_job_published_only_a_few_are_computed_to_see_that_replicas_can(

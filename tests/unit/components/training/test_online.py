@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from components.training import online
-from components.training.data import epoch_batches, plan_batches, training_rows
+from components.training.data import epoch_batches, plan_batches, target_min_level, training_rows
 from components.training.loop import build_model, build_optimizer, noise_seed, train_step
-from components.training.online import OnlineLearner
+from components.training.online import OnlineLearner, for_stream
 from infra.config import Config
 from tests.unit.components.training.small import configuration, sids, timelines
 
@@ -60,6 +60,12 @@ def test_levels_weigh_as_the_stream_says_where_it_says_so() -> None:
     assert found == expected != other
 
 
+def test_a_level_that_counts_in_the_stream_alone_makes_targets_there() -> None:
+    trained_on = ("training.loss.alpha=0", "training.loss.rsp_weight=0", "training.loss.ntp_level_weights={3: 1.0}")
+    config = settings(*trained_on, "decoding.score=iap", "streaming.ntp_level_weights={2: 0.5, 3: 1.0}")
+    assert (target_min_level(config), target_min_level(for_stream(config))) == (3, 2)
+
+
 def test_it_learns_and_mixes_earlier_rows_in(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("streaming.replay_share=0.5")
     rows = training_rows(timelines(), config)
@@ -75,6 +81,18 @@ def test_it_learns_and_mixes_earlier_rows_in(monkeypatch: pytest.MonkeyPatch) ->
     assert set(sizes) == {12}
     assert len(ours.replay) == 30
     assert ours.steps == 21
+
+
+def test_a_restored_learner_goes_on_at_the_rate_of_its_settings(tmp_path: Path) -> None:
+    rows = training_rows(timelines(), settings())
+    fast = learner(settings())
+    fast.learn(rows[:4])
+    fast.save(tmp_path)
+    slow = learner(settings("streaming.learning_rate=0.001"))
+    slow.load(tmp_path)
+    for _ in range(2):
+        slow.learn(rows[:4])
+        assert {group["lr"] for group in slow._optimizer.param_groups} == {0.001}
 
 
 def test_a_restored_learner_goes_on_to_the_bit(tmp_path: Path) -> None:
