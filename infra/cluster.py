@@ -34,10 +34,12 @@ _MAX_TEMP_PATH = 40  # Ray adds about 65 characters, a Unix socket's path ends a
 _REACH_S = 5.0
 _NICENESS = "RAY_worker_niceness"
 RAYS_NICENESS = 15  # what Ray gives its workers when it is not told
-_QUIET = {
+_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would read a line of HAProxy's log a request, in Python: a tenth of two cores at 1,300 a second. Replicas count as well.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Ray's own proxy, saturated by readers, answers its controller's checks late; after three of them it would be killed, 10 s each.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
@@ -95,7 +97,7 @@ def connect(config: ClusterConfig, *, log_to_driver: bool = False) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
         raise ServiceError("no Ray cluster is known", mend="set cluster.address or RAY_ADDRESS")
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _DEFAULTS.items() if name not in os.environ})
     if ray.is_initialized():
         return
     _require_listener(address)
@@ -147,7 +149,7 @@ def _local_cluster(config: ClusterConfig, niceness: int) -> Iterator[str]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.repeats.middlewares",
         # Workers import the project's packages from the checkout.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")])),
-        **{name: value for name, value in _QUIET.items() if name not in os.environ},
+        **{name: value for name, value in _DEFAULTS.items() if name not in os.environ},
     }
     folder = _short_temp_folder()
     variables |= _haproxy_files(f"{folder}/h")

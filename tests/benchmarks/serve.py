@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serve [--quick] [--proxy haproxy|default] [--soak MINUTES]
 
-Slates of 100 items for 1,000 users, computed by a model of the quickstart's size with random weights. The client
+Slates of 100 items for 1,000 users (300 with --quick), computed by a model of the quickstart's size with random weights. The client
 (`tests.benchmarks.http_load`) has 32 connections and shares the cores with Ray, Valkey and HAProxy.
 """
 
@@ -37,18 +37,18 @@ from tests.benchmarks.http_load import Connection, encode
 from tests.benchmarks.serve_world import SLATE, USERS, Client, Measured, World, authorization, batches, choose_proxy, reads, running
 from tests.benchmarks.timing import announce, console, finish, parse, table
 
-BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 100, 0.7, 10.0, 0.005
+QUICK_USERS, BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 300, 100, 0.7, 10.0, 0.005
 MOST_S, SETTLES_S, WINDOW_S = 900.0, 2.0, 5.0  # a swap takes at most so long; connections are made; time in which a p99 is taken
 
 
 def single(world: World, *, rounds: int, seconds: float) -> dict[str, float]:
     """Slates of single users, in turns with the peer; medians of the rounds."""
-    echo = [("GET", f"/echo/user-{u}", {}, "") for u in range(USERS)]
+    echo = [("GET", f"/echo/user-{u}", {}, "") for u in range(world.users)]
     sides: dict[str, list[Measured]] = {"ours": [], "echo": []}
-    for requests in (reads(), echo):
+    for requests in (reads(world.users), echo):
         Client(world.folder, world.url, requests, seconds / 4).result()  # warms up
     for _ in range(rounds):
-        for name, requests in (("ours", reads()), ("echo", echo)):
+        for name, requests in (("ours", reads(world.users)), ("echo", echo)):
             sides[name].append(Client(world.folder, world.url, requests, seconds).result())
     failed = sum(one.failed() for runs in sides.values() for one in runs)
     assert not failed, f"{failed} requests failed"
@@ -69,8 +69,8 @@ def _row(name: str, runs: Sequence[Measured]) -> list[str]:
 
 def batch(world: World, *, seconds: float) -> dict[str, float]:
     """Slates of 100 users a request."""
-    Client(world.folder, world.url, batches(BATCH), seconds / 4, connections=4).result()
-    found = Client(world.folder, world.url, batches(BATCH), seconds, connections=4).result()
+    Client(world.folder, world.url, batches(world.users, BATCH), seconds / 4, connections=4).result()
+    found = Client(world.folder, world.url, batches(world.users, BATCH), seconds, connections=4).result()
     assert not found.failed(), f"{found.failed()} requests failed"
     slates = found.rate() * BATCH
     rows = [[f"{BATCH} users a request", f"{slates:,.0f}", f"{found.percentile(50):.0f} ms", f"{found.percentile(99):.0f} ms"]]
@@ -86,7 +86,7 @@ class Triggers:
     """
 
     def __init__(self, world: World) -> None:
-        self._parts, self._users, self.seconds, self.lost = urlsplit(world.url), iter(range(USERS)), list[float](), 0
+        self._parts, self._users, self.seconds, self.lost = urlsplit(world.url), iter(range(world.users)), list[float](), 0
         self._headers = authorization()
 
     async def run(self, seconds: float, a_second: float) -> None:
@@ -117,7 +117,7 @@ class Triggers:
 def trigger(world: World, *, seconds: float) -> dict[str, float]:
     """From the trigger to the fresh slate, both over HTTP."""
     warm, triggers = Triggers(world), Triggers(world)
-    triggers._users = iter(range(50, USERS))
+    triggers._users = iter(range(50, world.users))
     asyncio.run(warm.run(2, TRIGGERS_A_SECOND))
     asyncio.run(triggers.run(seconds, TRIGGERS_A_SECOND))
     assert not triggers.lost, f"{triggers.lost} slates never came"
@@ -130,8 +130,8 @@ def trigger(world: World, *, seconds: float) -> dict[str, float]:
 
 def _readers(world: World, seconds: float, rate: float | None) -> tuple[Client, Client]:
     """Readers of one user's slate and of a hundred, who look into what they get."""
-    singles = Client(world.folder, world.url, reads(), seconds, rate=rate, check=True)
-    return singles, Client(world.folder, world.url, batches(BATCH), seconds, connections=2, rate=2, check=True)
+    singles = Client(world.folder, world.url, reads(world.users), seconds, rate=rate, check=True)
+    return singles, Client(world.folder, world.url, batches(world.users, BATCH), seconds, connections=2, rate=2, check=True)
 
 
 def swap(world: World, *, beside_s: float) -> dict[str, float]:
@@ -161,7 +161,7 @@ def swap(world: World, *, beside_s: float) -> dict[str, float]:
             for name, parts in windows.items()]  # fmt: skip
     took = " and ".join(f"{end - start:.0f}" for start, end in found.swaps)
     table(
-        f"Two swaps of weights and {USERS:,} slates, {took} s, at {rate:,.0f} requests/s; "
+        f"Two swaps of weights and {world.users:,} slates, {took} s, at {rate:,.0f} requests/s; "
         f"failed {failed} (by status {dict(failures)}), mixed {mixed}; medians of windows of {WINDOW_S:g} s",
         ["time", "requests", "p50", "p99", "p99s"], rows,
     )  # fmt: skip
@@ -172,7 +172,8 @@ def swap(world: World, *, beside_s: float) -> dict[str, float]:
 class Swaps:
     """When swaps went on and when they did not, and what readers may have seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, users: int) -> None:
+        self._users = [f"user-{u}" for u in range(users)]
         self.swaps, self.pauses = list[tuple[float, float]](), list[tuple[float, float]]()
         self._right: set[tuple[str, int, int]] = set()
 
@@ -186,7 +187,7 @@ class Swaps:
         """Note the slates of the active version: those that may be read under it."""
         writer = SlateWriter(Catalogue(bundle_uri))
         assert store.active_version() == version
-        for user_id, slate in store.get_many([f"user-{u}" for u in range(USERS)]).items():
+        for user_id, slate in store.get_many(self._users).items():
             body = writer.answer(user_id, slate, SLATE, age_s=0.0, source="stored").body
             self._right.add((version, int(user_id[5:]), zlib.crc32(body[body.index(b"[") : body.index(b'],"model_version"')])))
 
@@ -201,7 +202,7 @@ def _there_and_back(world: World, beside_s: float) -> Swaps:
     from serving.app import LiveService
     from serving.sync import Sync
 
-    found, bundles = Swaps(), dict(zip(world.versions, world.bundles, strict=True))
+    found, bundles = Swaps(world.users), dict(zip(world.versions, world.bundles, strict=True))
     old, new = world.versions
     with (
         closing(LiveService(world.config, world.redis_url)) as service,
@@ -239,9 +240,9 @@ def _gone_back(found: Measured, old: str, new: str) -> int:
 def soak(world: World, *, rate: float, minutes: float) -> dict[str, float]:
     """Memory of Serve's processes and errors over minutes of load, with a trigger a second."""
     rate, seconds, memory = rate * LOAD, minutes * 60, list[dict[str, int]]()
-    client, triggers = Client(world.folder, world.url, reads(), seconds, rate=rate), Triggers(world)
+    client, triggers = Client(world.folder, world.url, reads(world.users), seconds, rate=rate), Triggers(world)
     with _every(5.0, lambda: memory.append(_resident())):
-        asyncio.run(triggers.run(min(seconds, USERS), 1.0))
+        asyncio.run(triggers.run(min(seconds, world.users), 1.0))
         found = client.result()
     errors = found.failed() + triggers.lost
     early, late = memory[len(memory) // 10 : len(memory) // 5 + 1], memory[-max(len(memory) // 10, 1) :]
@@ -309,12 +310,12 @@ def main() -> None:
     if haproxy and not quick:
         default_proxy()
         console.print("Behind HAProxy:", style="bold")
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as world:
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), QUICK_USERS if quick else USERS) as world:
         found = single(world, rounds=2 if quick else 5, seconds=4 if quick else 10)
         found |= batch(world, seconds=4 if quick else 15)
         if haproxy:
             found |= trigger(world, seconds=6 if quick else 60)
-            found |= swap(world, beside_s=10 if quick else 60)
+            found |= swap(world, beside_s=20 if quick else 60)
             found |= soak(world, rate=found["single_rps"], minutes=minutes) if minutes else {}
     finish({"bench": "serve", **found}, arguments)
 

@@ -79,26 +79,26 @@ def write_random_bundle(folder: Path, config: Config, seed: int) -> str:
     return uri
 
 
-def histories() -> list[UserHistory]:
+def histories(users: int) -> list[UserHistory]:
     """What the users did."""
     rng = np.random.default_rng(1)
     return [
         UserHistory(f"user-{u}", tuple(str(i + 1) for i in rng.integers(0, ITEMS, EVENTS)), tuple(rng.integers(1, 5, EVENTS).tolist()), 1)
-        for u in range(USERS)
+        for u in range(users)
     ]
 
 
-def publish(store: SlateStore, config: Config, bundle_uri: str) -> str:
-    """Real slates of all users, computed by the bundle; returns the version."""
+def publish(store: SlateStore, config: Config, bundle_uri: str, users: int) -> str:
+    """Real slates of so many users, computed by the bundle; returns the version."""
     from components.precompute.job import history_of, load_bundle, slates_of
 
-    bundle, past = load_bundle(bundle_uri), histories()
+    bundle, past = load_bundle(bundle_uri), histories(users)
     recommender, batch = bundle.recommender(), config.decoding.users_per_batch
     store.publish_histories(past)
     for start in range(0, len(past), batch):
-        users = past[start : start + batch]
-        indices = [history_of([int(i) - 1 for i in one.item_ids], one.levels, config.retriever.history_min_level) for one in users]
-        names = [one.user_id for one in users]
+        chunk = past[start : start + batch]
+        indices = [history_of([int(i) - 1 for i in one.item_ids], one.levels, config.retriever.history_min_level) for one in chunk]
+        names = [one.user_id for one in chunk]
         slates = slates_of(bundle, names, indices, k=SLATE, exclude_seen=config.decoding.exclude_seen, recommender=recommender)
         assert all(len(slate.item_ids) == SLATE for slate in slates)
         store.publish(bundle.version, slates)
@@ -116,6 +116,7 @@ class World:
         echo: URL of the peer.
         bundles: the served one, and one to swap in.
         versions: theirs.
+        users: with a slate.
     """
 
     folder: Path
@@ -125,24 +126,25 @@ class World:
     echo: str
     bundles: tuple[str, str]
     versions: tuple[str, str]
+    users: int
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[World]:
+def running(folder: Path, users: int = USERS) -> Iterator[World]:
     """Valkey, Ray, the application and its peer on this machine."""
     config = settings()
     bundles = (write_random_bundle(folder / "one", config, 1), write_random_bundle(folder / "two", config, 2))
     versions = (_version(bundles[0]), _version(bundles[1]))
     with no_process_left(), valkey(folder / "valkey") as redis_url:
         with SlateStore.of(config.slate_store, redis_url) as store:
-            publish(store, config, bundles[0])
+            publish(store, config, bundles[0], users)
         with ray_session(ClusterConfig(cpus=4), niceness=0):
             from serving.app import start
             from tests.benchmarks.serve_peers import run_echo
 
             with start(config, bundles[0], redis_url, version=versions[0], ends_with_cluster=True) as url:
                 echo = run_echo(url, redis_url, f"{PREFIX}:slate:{versions[0]}:", REPLICAS)
-                yield World(folder, config, redis_url, url, echo, bundles, versions)
+                yield World(folder, config, redis_url, url, echo, bundles, versions, users)
 
 
 def _version(bundle_uri: str) -> str:
@@ -224,14 +226,14 @@ class Client:
             return Measured(**dict(columns))
 
 
-def reads(users: int = USERS, k: int = SLATE) -> list[tuple[str, str, dict[str, str], str]]:
+def reads(users: int, k: int = SLATE) -> list[tuple[str, str, dict[str, str], str]]:
     """Slates of single users."""
     return [("GET", f"/v1/users/user-{u}/slate?k={k}", {}, "") for u in range(users)]
 
 
-def batches(size: int = 100, count: int = 200) -> list[tuple[str, str, dict[str, str], str]]:
+def batches(users: int, size: int = 100, count: int = 200) -> list[tuple[str, str, dict[str, str], str]]:
     """Slates of some users at once."""
     rng = np.random.default_rng(2)
-    chosen = [rng.choice(USERS, size, replace=False).tolist() for _ in range(count)]
-    bodies = [json.dumps({"user_ids": [f"user-{u}" for u in users], "k": SLATE}) for users in chosen]
+    chosen = [rng.choice(users, size, replace=False).tolist() for _ in range(count)]
+    bodies = [json.dumps({"user_ids": [f"user-{u}" for u in some], "k": SLATE}) for some in chosen]
     return [("POST", "/v1/slates:batch", authorization(), body) for body in bodies]

@@ -89,6 +89,16 @@ def test_an_error_of_ours_comes_out_of_a_task_whole(ray_cluster: str) -> None:
     assert (error.what, error.where, error.mend, error.exit_code) == ("no events", "logs", "add some", 3)
 
 
+def test_a_saturated_proxy_has_a_minute_to_answer_its_controller(ray_cluster: str) -> None:
+    @ray.remote(num_cpus=0.1)
+    def patience() -> float:
+        from ray.serve._private.constants import PROXY_HEALTH_CHECK_TIMEOUT_S
+
+        return float(PROXY_HEALTH_CHECK_TIMEOUT_S)
+
+    assert ray.get(patience.remote()) == 60
+
+
 LIFE = """
     import os, sys
     before = dict(os.environ)
