@@ -27,7 +27,7 @@ import psutil
 
 from infra.errors import RankGRError, ServiceError
 from infra.logs import get_logger
-from infra.sections import ClusterConfig
+from infra.service_sections import ClusterConfig
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MAX_TEMP_PATH = 40  # Ray adds about 65 characters, a Unix socket's path ends at 107

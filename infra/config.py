@@ -20,7 +20,6 @@ from pydantic import BaseModel, ValidationError, model_validator
 from infra import storage
 from infra.errors import ConfigError, StorageError
 from infra.sections import (
-    ClusterConfig,
     DataConfig,
     DecodingConfig,
     EvaluationConfig,
@@ -29,14 +28,10 @@ from infra.sections import (
     RewardConfig,
     Section,
     SemanticIdConfig,
-    ServingConfig,
-    SimulationConfig,
-    SlateStoreConfig,
     SplitConfig,
-    StreamingConfig,
-    TrackingConfig,
     TrainingConfig,
 )
+from infra.service_sections import ClusterConfig, ServingConfig, SimulationConfig, SlateStoreConfig, StreamingConfig, TrackingConfig
 
 PRESETS = ("tiny", "small", "beauty", "kuairand", "paper")
 

@@ -22,7 +22,7 @@ from infra.cluster import quiet_ray, use_token
 from infra.errors import ServiceError
 from infra.local import signals_interrupt
 from infra.logs import configure_logs, get_logger
-from infra.sections import ClusterConfig
+from infra.service_sections import ClusterConfig
 from infra.steps import Run, StepResult, name_of, raise_kept_error, run_records
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from redis.backoff import ExponentialBackoff
 
 from infra.credentials import read_secret, without_password
 from infra.errors import ConfigError, ServiceError
-from infra.sections import SlateStoreConfig
+from infra.service_sections import SlateStoreConfig
 from infra.slate_codec import Keys
 
 REDIS_URL = "RANKGR_REDIS_URL"

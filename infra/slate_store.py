@@ -37,7 +37,7 @@ from infra.coalesce import Coalescer
 from infra.credentials import without_password
 from infra.errors import IntegrityError, ServiceError
 from infra.redis_client import AsyncClient, access_of, client_options, service_error, url_error
-from infra.sections import SlateStoreConfig
+from infra.service_sections import SlateStoreConfig
 from infra.slate_codec import Keys, Slate, UserHistory, decode_history, decode_slate, encode_history, encode_slate
 
 __all__ = ["AsyncSlateReader", "Found", "Slate", "SlateStore", "UserHistory", "without_password"]

@@ -17,7 +17,7 @@ from infra import storage
 from infra.credentials import without_password
 from infra.errors import ServiceError
 from infra.local import mlflow_uri
-from infra.sections import TrackingConfig
+from infra.service_sections import TrackingConfig
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.credentials import read_secret
 from infra.errors import ConfigError
-from infra.sections import ServingConfig
+from infra.service_sections import ServingConfig
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _GUARDED = ("/v1/users",)

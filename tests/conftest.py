@@ -11,7 +11,7 @@ import redis
 from infra.cluster import ray_session
 from infra.local import no_process_left
 from infra.local import valkey as run_valkey
-from infra.sections import ClusterConfig
+from infra.service_sections import ClusterConfig
 from tests.command import Finished, rankgr
 from tests.logs import COLUMNS, write_log
 

@@ -21,7 +21,7 @@ from infra.config import Config
 from infra.errors import DataError
 from infra.local import valkey
 from infra.logs import get_logger
-from infra.sections import SlateStoreConfig
+from infra.service_sections import SlateStoreConfig
 from infra.slate_store import SlateStore
 from infra.steps import Run, remember, run_of, run_records
 from infra.tracking import Registered, Registry

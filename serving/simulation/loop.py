@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from infra.event_stream import Event
 from infra.logs import track
 from infra.records import Level
-from infra.sections import SimulationConfig
+from infra.service_sections import SimulationConfig
 from serving.simulation.world import Visit, World
 
 FROZEN, STREAMING = "frozen", "streaming"

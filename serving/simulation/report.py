@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from components.semantic_ids.report import templates
-from infra.sections import SimulationConfig
+from infra.service_sections import SimulationConfig
 from infra.svg import BLUE, GREY, ORANGE, style, svg
 from serving.simulation.loop import FROZEN, STREAMING, Tally
 

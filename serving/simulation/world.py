@@ -21,7 +21,7 @@ import numpy.typing as npt
 from components.retriever.contract import History
 from components.semantic_ids.collaborative import pmi_features, unit
 from infra.records import Level
-from infra.sections import SimulationConfig
+from infra.service_sections import SimulationConfig
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

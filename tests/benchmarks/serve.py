@@ -315,7 +315,7 @@ def main() -> None:
         found |= batch(world, seconds=4 if quick else 15)
         if haproxy:
             found |= trigger(world, seconds=6 if quick else 60)
-            found |= swap(world, beside_s=20 if quick else 60)
+            found |= swap(world, beside_s=40 if quick else 60)
             found |= soak(world, rate=found["single_rps"], minutes=minutes) if minutes else {}
     finish({"bench": "serve", **found}, arguments)
 

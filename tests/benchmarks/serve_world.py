@@ -21,7 +21,7 @@ from infra import records, storage
 from infra.cluster import ray_session
 from infra.config import Config, load_config
 from infra.local import free_port, no_process_left, valkey
-from infra.sections import ClusterConfig
+from infra.service_sections import ClusterConfig
 from infra.slate_store import SlateStore, UserHistory
 
 ITEMS, USERS, EVENTS, SLATE = 1_682, 1_000, 50, 100

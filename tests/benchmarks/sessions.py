@@ -29,7 +29,7 @@ from components.sessions.timelines import temporal_cuts
 from infra import records as r
 from infra.cluster import ray_session
 from infra.config import Config, load_config
-from infra.sections import ClusterConfig
+from infra.service_sections import ClusterConfig
 from tests.benchmarks.timing import announce, console, finish, parse, table, times
 
 ROWS, EVENTS_A_USER, ITEMS = 2_000_000, 40, 20_000

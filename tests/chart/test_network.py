@@ -88,6 +88,12 @@ def test_prometheus_and_the_operator_reach_what_they_ask() -> None:
     assert not reaches(documents, (OPERATOR, {}), there["redis"], 6379)
 
 
+def test_prometheus_reaches_haproxys_own_figures_where_it_answers() -> None:
+    for haproxy in (False, True):
+        documents = render({**EVERYTHING, "serving": {**EVERYTHING["serving"], "haproxy": haproxy}})
+        assert reaches(documents, (PROMETHEUS, {}), ours(documents)["serving-worker"], 9101) == haproxy
+
+
 def test_parts_reach_what_they_work_with() -> None:
     documents = render(EVERYTHING)
     there = ours(documents)

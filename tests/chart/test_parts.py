@@ -149,12 +149,23 @@ def test_monitors_find_services_which_find_pods_that_listen(values: dict[str, An
         assert monitor["spec"].keys() == {"selector", "namespaceSelector", "endpoints"}
         wanted = monitor["spec"]["selector"]["matchLabels"]
         [service] = [one for one in documents if one["kind"] == "Service" and matches(wanted, one["metadata"]["labels"])]
-        [port] = service["spec"]["ports"]
-        assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == [port["name"]]
+        ports = service["spec"]["ports"]
+        assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == [port["name"] for port in ports]
         found = [spec for _, labels, spec in pods(documents) if matches(service["spec"]["selector"], labels)]
         assert found
         for spec in found:
-            assert port["targetPort"] in {one["containerPort"] for one in spec["containers"][0]["ports"]}
+            assert {port["targetPort"] for port in ports} <= {one["containerPort"] for one in spec["containers"][0]["ports"]}
+
+
+@pytest.mark.parametrize("haproxy", [False, True])
+def test_the_proxy_that_answers_is_the_one_that_is_looked_after(haproxy: bool) -> None:
+    documents = render({**EVERYTHING, "serving": {**EVERYTHING["serving"], "haproxy": haproxy}})
+    [monitor] = [one for one in documents if one["kind"] == "ServiceMonitor" and one["metadata"]["name"].endswith("-serving")]
+    assert [one["port"] for one in monitor["spec"]["endpoints"]] == (["haproxy", "metrics"] if haproxy else ["metrics"])
+    for _, labels, spec in pods(documents):
+        if labels["app.kubernetes.io/component"] == "serving":
+            names = {one["name"] for one in spec["containers"][0]["env"]}
+            assert ("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S" in names, "RAY_SERVE_ENABLE_HA_PROXY" in names) == (not haproxy, haproxy)
 
 
 @everywhere

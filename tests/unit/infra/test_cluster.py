@@ -16,14 +16,14 @@ import ray
 from infra.cluster import connect, ray_session, unwrap
 from infra.errors import DataError, RankGRError
 from infra.local import free_port
-from infra.sections import ClusterConfig
+from infra.service_sections import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = """
     import os, sys
     import ray
     from infra.cluster import connect
-    from infra.sections import ClusterConfig
+    from infra.service_sections import ClusterConfig
     connect(ClusterConfig())
     @ray.remote(num_cpus=0.1)
     def where():
@@ -104,7 +104,7 @@ LIFE = """
     before = dict(os.environ)
     import ray
     from infra.cluster import connect, ray_session
-    from infra.sections import ClusterConfig
+    from infra.service_sections import ClusterConfig
     from infra.errors import ServiceError
     try:
         connect(ClusterConfig())

@@ -10,7 +10,7 @@ from infra.config import load_config
 from infra.credentials import read_secret
 from infra.errors import ConfigError
 from infra.redis_client import access_of
-from infra.sections import SlateStoreConfig
+from infra.service_sections import SlateStoreConfig
 
 
 def test_a_secret_is_read_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

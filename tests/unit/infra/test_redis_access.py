@@ -22,7 +22,7 @@ from infra.activity import UserActivity
 from infra.errors import ServiceError
 from infra.event_stream import AsyncEventWriter, Event, EventStream, Limits
 from infra.redis_client import access_of
-from infra.sections import SlateStoreConfig
+from infra.service_sections import SlateStoreConfig
 from infra.slate_store import AsyncSlateReader, Slate, SlateStore
 
 PASSWORDS = {"anna": "of-anna-0123456789", "bert": "of-bert-0123456789"}

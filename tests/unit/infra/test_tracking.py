@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from infra import storage
 from infra.errors import ServiceError
 from infra.local import free_port
-from infra.sections import TrackingConfig
+from infra.service_sections import TrackingConfig
 from infra.tracking import Registered, Registry
 
 

@@ -9,7 +9,7 @@ import pytest
 from infra.config import Config, load_config
 from infra.errors import DataError, ServiceError
 from infra.local import free_port
-from infra.sections import TrackingConfig
+from infra.service_sections import TrackingConfig
 from infra.steps import Run, StepResult, keep_error, raise_kept_error, remember
 from pipelines import outcome
 from pipelines.component import validate_parameters

@@ -190,7 +190,7 @@ def test_it_fits_a_telephone_and_the_dark(watched: Watched, service: str, tmp_pa
 def test_the_page_asks_for_a_token_where_one_is_needed(
     browser: Browser, valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from infra.sections import ServingConfig
+    from infra.service_sections import ServingConfig
 
     fill(valkey)
     monkeypatch.setenv("PAGE_TOKEN", TOKEN)

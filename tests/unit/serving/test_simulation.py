@@ -20,7 +20,7 @@ from components.training.loop import build_average, build_model, build_optimizer
 from infra import records
 from infra.event_stream import Event, EventStream
 from infra.records import Level
-from infra.sections import SimulationConfig
+from infra.service_sections import SimulationConfig
 from serving.checkpoints import Checkpoints
 from serving.simulation.loop import FROZEN, STREAMING, Shown, Tally, events_of, run
 from serving.simulation.report import render_html, summary

@@ -10,7 +10,7 @@ import pytest
 from components.release.versions import releases, roll_back
 from infra import storage
 from infra.errors import DataError, IntegrityError, ServiceError
-from infra.sections import TrackingConfig
+from infra.service_sections import TrackingConfig
 from infra.slate_store import Slate, SlateStore
 from infra.tracking import Registry
 
