@@ -38,6 +38,10 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would read a line of HAProxy's log a request, in Python: a tenth of two cores at 1,300 a second. Replicas count as well.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Behind HAProxy, too, a request whose replica died goes to another one (see `serving.repeats`). The dead one has the fewest
+    # connections, which brings it more of them until it is found out: three attempts, HAProxy's default, are not enough.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "10",
     # Ray's own proxy, saturated by readers, answers its controller's checks late; after three of them it would be killed, 10 s each.
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -24,6 +24,7 @@ FROM python:${PYTHON}
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/home/rankgr RAY_USAGE_STATS_ENABLED=0
 # Without the third Ray reads a line of HAProxy's log a request, in Python; replicas count as well.
 ENV RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_HAPROXY_METRICS_ENABLED=0
+ENV RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" RAY_SERVE_HAPROXY_RETRIES=10
 ENV RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.repeats.middlewares
 RUN pip uninstall -y pip setuptools wheel && useradd --uid 10001 --create-home --shell /usr/sbin/nologin rankgr
 COPY --from=build /opt/venv /opt/venv

@@ -165,7 +165,8 @@ def test_the_proxy_that_answers_is_the_one_that_is_looked_after(haproxy: bool) -
     for _, labels, spec in pods(documents):
         if labels["app.kubernetes.io/component"] == "serving":
             names = {one["name"] for one in spec["containers"][0]["env"]}
-            assert ("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S" in names, "RAY_SERVE_ENABLE_HA_PROXY" in names) == (not haproxy, haproxy)
+            assert ("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S" in names) == (not haproxy)
+            assert ({"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_RETRY_ON", "RAY_SERVE_HAPROXY_RETRIES"} <= names) == haproxy
 
 
 @everywhere
