@@ -43,6 +43,7 @@ _DEFAULTS = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     # Ray's own proxy, saturated by readers, answers its controller's checks late; after three of them it would be killed, 10 s each.
+    # HAProxy's manager, which answers nobody else, has the same minute.
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

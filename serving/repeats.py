@@ -3,6 +3,8 @@
 Ray Serve's router finds another replica only where a dead one had not taken the request yet; what it was working on is
 answered 500. Every request of this service may be done twice: reads change nothing, slates that are computed again are the
 same, and an event that is written again has the same id, which is made from the name that the proxy gives to the request.
+Behind HAProxy there is no such name: it repeats requests by settings of its own (`infra.cluster`), and an event in one may
+be written twice.
 
 Ray loads `middlewares` in its proxies (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, set by `infra.cluster`).
 """

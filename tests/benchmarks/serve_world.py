@@ -116,7 +116,7 @@ class World:
         echo: URL of the peer.
         bundles: the served one, and one to swap in.
         versions: theirs.
-        users: with a slate.
+        users: how many have a slate.
     """
 
     folder: Path

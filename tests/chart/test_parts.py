@@ -164,9 +164,10 @@ def test_the_proxy_that_answers_is_the_one_that_is_looked_after(haproxy: bool) -
     assert [one["port"] for one in monitor["spec"]["endpoints"]] == (["haproxy", "metrics"] if haproxy else ["metrics"])
     for _, labels, spec in pods(documents):
         if labels["app.kubernetes.io/component"] == "serving":
-            names = {one["name"] for one in spec["containers"][0]["env"]}
-            assert ("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S" in names) == (not haproxy)
-            assert ({"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_RETRY_ON", "RAY_SERVE_HAPROXY_RETRIES"} <= names) == haproxy
+            variables = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
+            assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == variables["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == ("1" if haproxy else "0")
+            assert variables.get("RAY_SERVE_HAPROXY_RETRY_ON") == ("conn-failure empty-response" if haproxy else None)
+            assert variables.get("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S") == (None if haproxy else "60")
 
 
 @everywhere

@@ -19,7 +19,7 @@ import httpx
 
 from infra import storage
 from infra.cluster import ray_session
-from infra.local import valkey
+from infra.local import no_process_left, valkey
 from serving.app import start
 from tests.serving import USERS, DurableValkey, Served, load_without_torch, more, replicas, wait_for, write_small_bundle
 from tests.unit.components.training.small import configuration
@@ -71,6 +71,7 @@ def main() -> None:
     bundle = write_small_bundle(folder, config)
     version = storage.open_committed(bundle).digest[:12]
     with (
+        no_process_left(),
         valkey(folder / "valkey") as redis_url,
         ray_session(config.cluster, niceness=0),
         start(config, bundle, redis_url, version=version, loader=load_without_torch, ends_with_cluster=True) as url,
@@ -78,7 +79,7 @@ def main() -> None:
         served = Served(url, config, bundle, version, DurableValkey(redis_url))
         served.publish()
         found = {"version": version, **ask(served), "answers": kill_under_load(served, kills)}
-        port = os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"]
+        port = os.environ.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101")
         found["figures"] = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
     sys.stdout.write(json.dumps(found) + "\n")
 
