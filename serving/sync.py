@@ -66,7 +66,7 @@ class Sync:
         bundle_uri: what is served now.
         version: of it.
         slate_size: of the popular items that are published with a version.
-        batch: users whose slates are asked for at once; readers on the same cores feel long bursts of work more than many short ones.
+        batch: users whose slates are asked for at once.
         share: of the time in which slates are computed; the rest belongs to those who wait for something.
         verify: returns the version of a bundle, or raises `IntegrityError`.
     """

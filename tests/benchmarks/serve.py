@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serve [--quick] [--proxy haproxy|default] [--soak MINUTES]
 
-Slates of 100 items for 1,000 users (300 with --quick), computed by a model of the quickstart's size with random weights. The client
+Slates of 100 items for 1,000 users (200 with --quick), computed by a model of the quickstart's size with random weights. The client
 (`tests.benchmarks.http_load`) has 32 connections and shares the cores with Ray, Valkey and HAProxy.
 """
 
@@ -37,7 +37,7 @@ from tests.benchmarks.http_load import Connection, encode
 from tests.benchmarks.serve_world import SLATE, USERS, Client, Measured, World, authorization, batches, choose_proxy, reads, running
 from tests.benchmarks.timing import announce, console, finish, parse, table
 
-QUICK_USERS, BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 300, 100, 0.7, 10.0, 0.005
+QUICK_USERS, BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 200, 100, 0.7, 10.0, 0.005
 MOST_S, SETTLES_S, WINDOW_S = 900.0, 2.0, 5.0  # a swap takes at most so long; connections are made; time in which a p99 is taken
 
 
@@ -209,8 +209,11 @@ def _there_and_back(world: World, beside_s: float) -> Swaps:
         SlateStore(world.redis_url, prefix=world.config.slate_store.prefix, keep_versions=1) as store,
     ):
         champion = [new]
-        share = world.config.serving.refresh_share
-        sync = Sync(service, store, lambda: bundles[champion[0]], bundle_uri=bundles[old], version=old, slate_size=SLATE, share=share)
+        pace = world.config.serving
+        sync = Sync(
+            service, store, lambda: bundles[champion[0]], bundle_uri=bundles[old], version=old, slate_size=SLATE,
+            batch=pace.refresh_users, share=pace.refresh_share,
+        )  # fmt: skip
         found.take(store, old, bundles[old])
         found.pause(beside_s)
         for version in (new, old):
