@@ -32,13 +32,16 @@ import psutil
 
 from infra.catalogue import Catalogue
 from infra.slate_store import SlateStore
+from serving.flights import Outcome, SlateRequest
 from serving.slate_json import SlateWriter
+from serving.sync import Service, Sync
 from tests.benchmarks.http_load import Connection, encode
 from tests.benchmarks.serve_world import SLATE, USERS, Client, Measured, World, authorization, batches, choose_proxy, reads, running
 from tests.benchmarks.timing import announce, console, finish, parse, table
 
 QUICK_USERS, BATCH, LOAD, TRIGGERS_A_SECOND, POLL_S = 200, 100, 0.7, 10.0, 0.005
-MOST_S, SETTLES_S, WINDOW_S = 900.0, 2.0, 5.0  # a swap takes at most so long; connections are made; time in which a p99 is taken
+MOST_S, SETTLES_S, WINDOW_S = 1200.0, 2.0, 5.0  # a swap takes at most so long; connections are made; time in which a p99 is taken
+TURN_S, REST_S = 30.0, 15.0  # of slates being computed, and of nothing, in turns
 
 
 def single(world: World, *, rounds: int, seconds: float) -> dict[str, float]:
@@ -137,8 +140,8 @@ def _readers(world: World, seconds: float, rate: float | None) -> tuple[Client, 
 def swap(world: World, *, beside_s: float) -> dict[str, float]:
     """New weights, and slates of all users computed anew, there and back, at `LOAD` of what these readers can take in.
 
-    What is added is the median p99 of windows during the swaps over that of windows before, between and after them: a machine that
-    is shared has bad moments, a few of which make the p99 of a longer time.
+    What is added is the median p99 of windows during the swaps over that of windows before, between and after them, and in rests from
+    them: a machine that is shared has bad moments, a few of which make the p99 of a longer time, and its pace drifts over minutes.
     """
     fastest, beside = _readers(world, beside_s, None)
     rate, _ = LOAD * fastest.result().rate(), beside.result()
@@ -149,8 +152,7 @@ def swap(world: World, *, beside_s: float) -> dict[str, float]:
     several.stop()
     one, many = singles.result(), several.result()
     failures = Counter(status for part in (one, many) for status in part.status.tolist() if status != 200)
-    middle, ends = statistics.mean(found.pauses[1]), time.time()
-    there, back = one.between(one.at.min(), middle), one.between(middle, ends)
+    there, back = one.between(one.at.min(), found.turned), one.between(found.turned, time.time())
     gone_back = _gone_back(there, *world.versions) + _gone_back(back, *world.versions[::-1])
     failed, mixed = failures.total(), found.wrong(one) + int(many.mixed.sum()) + gone_back
     windows = {name: [one.between(*window) for span in spans for window in _windows(*span)]
@@ -159,10 +161,10 @@ def swap(world: World, *, beside_s: float) -> dict[str, float]:
     rows = [[name, f"{sum(len(part.at) for part in parts):,}", f"{statistics.median(part.percentile(50) for part in parts):.1f} ms",
              f"{statistics.median(p99s[name]):.1f} ms", f"{min(p99s[name]):.0f} to {max(p99s[name]):.0f} ms"]
             for name, parts in windows.items()]  # fmt: skip
-    took = " and ".join(f"{end - start:.0f}" for start, end in found.swaps)
+    took, rested = (sum(end - start for start, end in spans) for spans in (found.swaps, found.pauses))
     table(
-        f"Two swaps of weights and {world.users:,} slates, {took} s, at {rate:,.0f} requests/s; "
-        f"failed {failed} (by status {dict(failures)}), mixed {mixed}; medians of windows of {WINDOW_S:g} s",
+        f"Two swaps of weights and {world.users:,} slates, {took:.0f} s, and {rested:.0f} s before, between, after and in rests from them, "
+        f"at {rate:,.0f} requests/s; failed {failed} (by status {dict(failures)}), mixed {mixed}; medians of windows of {WINDOW_S:g} s",
         ["time", "requests", "p50", "p99", "p99s"], rows,
     )  # fmt: skip
     added = statistics.median(p99s["during"]) / statistics.median(p99s["beside"]) - 1
@@ -170,11 +172,11 @@ def swap(world: World, *, beside_s: float) -> dict[str, float]:
 
 
 class Swaps:
-    """When swaps went on and when they did not, and what readers may have seen."""
+    """When swaps went on and when they did not, when the way back began, and what readers may have seen."""
 
     def __init__(self, users: int) -> None:
         self._users = [f"user-{u}" for u in range(users)]
-        self.swaps, self.pauses = list[tuple[float, float]](), list[tuple[float, float]]()
+        self.swaps, self.pauses, self.turned = list[tuple[float, float]](), list[tuple[float, float]](), 0.0
         self._right: set[tuple[str, int, int]] = set()
 
     def pause(self, seconds: float) -> None:
@@ -197,10 +199,40 @@ class Swaps:
         return sum((str(found.versions[version]), user, crc) not in self._right for version, user, crc in answers if version >= 0)
 
 
+class InTurns:
+    """A service that rests from computing slates now and then, so that what is compared with them lies beside them.
+
+    Args:
+        service: the real one.
+        found: takes the times.
+    """
+
+    def __init__(self, service: Service, found: Swaps) -> None:
+        self._service, self._found = service, found
+        self.hold, self.show = service.hold, service.show
+        self._since, self._has_rested = 0.0, False
+
+    def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
+        """As the service does, then a rest if one is due."""
+        if self._has_rested:  # the loop waited too, for the share of time that it keeps to: that belongs to neither
+            self._since, self._has_rested = time.time(), False
+        outcomes = self._service.compute(requests)
+        if time.time() - self._since >= TURN_S:
+            self._found.swaps.append((self._since, time.time()))
+            self._found.pause(REST_S)
+            self._since, self._has_rested = time.time(), True
+        return outcomes
+
+    def swap(self, sync: Sync) -> None:
+        """A whole swap."""
+        self._since, self._has_rested = time.time(), False
+        assert sync.once()
+        self._found.swaps.append((self._since, time.time()))
+
+
 def _there_and_back(world: World, beside_s: float) -> Swaps:
     """Swap to the other bundle and back; a version that is left is dropped, so that all slates are computed each time."""
     from serving.app import LiveService
-    from serving.sync import Sync
 
     found, bundles = Swaps(world.users), dict(zip(world.versions, world.bundles, strict=True))
     old, new = world.versions
@@ -208,18 +240,16 @@ def _there_and_back(world: World, beside_s: float) -> Swaps:
         closing(LiveService(world.config, world.redis_url)) as service,
         SlateStore(world.redis_url, prefix=world.config.slate_store.prefix, keep_versions=1) as store,
     ):
-        champion = [new]
-        pace = world.config.serving
+        champion, pace, in_turns = [new], world.config.serving, InTurns(service, found)
         sync = Sync(
-            service, store, lambda: bundles[champion[0]], bundle_uri=bundles[old], version=old, slate_size=SLATE,
+            in_turns, store, lambda: bundles[champion[0]], bundle_uri=bundles[old], version=old, slate_size=SLATE,
             batch=pace.refresh_users, share=pace.refresh_share,
         )  # fmt: skip
         found.take(store, old, bundles[old])
         found.pause(beside_s)
         for version in (new, old):
-            champion[0], start = version, time.time()
-            assert sync.once()
-            found.swaps.append((start, time.time()))
+            champion[0], found.turned = version, time.time()
+            in_turns.swap(sync)
             found.pause(beside_s)
             found.take(store, version, bundles[version])
     return found
@@ -318,7 +348,7 @@ def main() -> None:
         found |= batch(world, seconds=4 if quick else 15)
         if haproxy:
             found |= trigger(world, seconds=6 if quick else 60)
-            found |= swap(world, beside_s=40 if quick else 60)
+            found |= swap(world, beside_s=30 if quick else 60)
             found |= soak(world, rate=found["single_rps"], minutes=minutes) if minutes else {}
     finish({"bench": "serve", **found}, arguments)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.benchmarks.serve import _gone_back, _windows
+from tests.benchmarks import serve
+from tests.benchmarks.serve import InTurns, Swaps, _gone_back, _windows
 from tests.benchmarks.serve_world import Measured
 
 OLD, NEW, NONE = 0, 1, -1
@@ -42,3 +45,27 @@ def test_windows_leave_nothing_of_a_time_out(seconds: float, windows: int) -> No
     assert len(found) == windows
     assert (found[0][0], found[-1][1]) == (100.0, 100.0 + seconds)
     assert all(before[1] == after[0] for before, after in pairwise(found))
+
+
+def test_rests_from_a_swap_are_no_part_of_it_and_neither_is_what_the_loop_waits_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, log, found = [100.0], list[str](), Swaps(1)
+    monkeypatch.setattr(serve.time, "time", lambda: now[0])
+    monkeypatch.setattr(serve.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def passes(seconds: float, name: str) -> Any:
+        return lambda *_: (now.__setitem__(0, now[0] + seconds), log.append(name), ["stored"])[-1]
+
+    service = InTurns(SimpleNamespace(hold=passes(2, "hold"), show=passes(1, "show"), compute=passes(20, "compute")), found)
+
+    def once() -> bool:
+        service.hold({})
+        for _ in range(3):
+            assert service.compute([]) == ["stored"]
+            now[0] += 5  # the share of time that the loop keeps to
+        service.show("uri", "version")
+        return True
+
+    service.swap(SimpleNamespace(once=once))
+    assert log == ["hold", "compute", "compute", "compute", "show"]
+    assert found.swaps == [(100.0, 147.0), (167.0, 193.0)]  # 2 + 20 + 5 + 20, a rest of 15, 5 of the loop, 20 + 5 + 1
+    assert found.pauses == [(147.0, 162.0)]
