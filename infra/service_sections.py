@@ -61,12 +61,9 @@ class ServingConfig(Section):
     """An older slate is served and computed anew, once."""
     sync_minutes: float = Field(60.0, gt=0)
     """How often the registry is asked for another champion, whose weights are then swapped in."""
-    refresh_share: float = Field(0.1, gt=0, le=1)
+    refresh_share: float = Field(0.03, gt=0, le=1)
     """Share of the time after a swap in which model replicas compute the new slates. Readers on the same cores gain from a small one;
     1 where model replicas have cores, or GPUs, of their own."""
-    refresh_users: int = Field(2, ge=1)
-    """Users whose slates are then computed at once. Readers on the same cores feel long bursts of work more than many short ones; as many
-    as `decoding.users_per_batch` where model replicas have cores of their own."""
     precompute_actors: int = Field(2, ge=1)
     """Ray Data actors of the batch job that fills the slate store."""
     tokens: list[Annotated[SecretRef, Field(min_length=1)]] = []

@@ -26,7 +26,7 @@ from serving.flights import Outcome, SlateRequest
 _REFRESH_DEADLINE_S = 600.0
 _LOOK_S, _AGAIN_S = 2.0, 30.0
 _STOP_S = 30.0  # for what is under way: some slates, or bundles that replicas load
-_LONGEST_PAUSE_S = 5.0  # behind a replica that had to start first
+_LONGEST_PAUSE_S = 30.0  # behind a replica that had to start first
 _LIVE_SHARE = 0.5
 _LOST_SHARE = 0.01  # of the users whose slates may be missing when a version is shown
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serve [--quick] [--proxy haproxy|default] [--soak MINUTES]
 
-Slates of 100 items for 1,000 users (200 with --quick), computed by a model of the quickstart's size with random weights. The client
+Slates of 100 items for 600 users (200 with --quick), computed by a model of the quickstart's size with random weights. The client
 (`tests.benchmarks.http_load`) has 32 connections and shares the cores with Ray, Valkey and HAProxy.
 """
 
@@ -205,29 +205,35 @@ class InTurns:
     Args:
         service: the real one.
         found: takes the times.
+        share: of the time in which the loop has slates computed.
     """
 
-    def __init__(self, service: Service, found: Swaps) -> None:
-        self._service, self._found = service, found
+    def __init__(self, service: Service, found: Swaps, share: float) -> None:
+        self._service, self._found, self._share = service, found, share
         self.hold, self.show = service.hold, service.show
-        self._since, self._has_rested = 0.0, False
+        self._since, self._is_resting = 0.0, False
 
     def compute(self, requests: Sequence[SlateRequest]) -> list[Outcome]:
-        """As the service does, then a rest if one is due."""
-        if self._has_rested:  # the loop waited too, for the share of time that it keeps to: that belongs to neither
-            self._since, self._has_rested = time.time(), False
+        """As the service does, then a rest if one is due: the loop waits behind it as long as its share asks for."""
+        if self._is_resting:
+            self._turn(self._found.pauses, is_resting=False)
         outcomes = self._service.compute(requests)
         if time.time() - self._since >= TURN_S:
-            self._found.swaps.append((self._since, time.time()))
-            self._found.pause(REST_S)
-            self._since, self._has_rested = time.time(), True
+            self._turn(self._found.swaps, is_resting=True)
+            time.sleep(REST_S * self._share)
         return outcomes
 
     def swap(self, sync: Sync) -> None:
         """A whole swap."""
-        self._since, self._has_rested = time.time(), False
+        self._since, self._is_resting = time.time(), False
         assert sync.once()
-        self._found.swaps.append((self._since, time.time()))
+        self._turn(self._found.swaps, is_resting=False)  # behind the last slates nothing waits
+
+    def _turn(self, spans: list[tuple[float, float]], *, is_resting: bool) -> None:
+        """What has gone on until now is over."""
+        now = time.time()
+        spans.append((self._since, now))
+        self._since, self._is_resting = now, is_resting
 
 
 def _there_and_back(world: World, beside_s: float) -> Swaps:
@@ -240,10 +246,11 @@ def _there_and_back(world: World, beside_s: float) -> Swaps:
         closing(LiveService(world.config, world.redis_url)) as service,
         SlateStore(world.redis_url, prefix=world.config.slate_store.prefix, keep_versions=1) as store,
     ):
-        champion, pace, in_turns = [new], world.config.serving, InTurns(service, found)
+        champion, config, share = [new], world.config, world.config.serving.refresh_share
+        in_turns = InTurns(service, found, share)
         sync = Sync(
             in_turns, store, lambda: bundles[champion[0]], bundle_uri=bundles[old], version=old, slate_size=SLATE,
-            batch=pace.refresh_users, share=pace.refresh_share,
+            batch=config.decoding.users_per_batch, share=share,
         )  # fmt: skip
         found.take(store, old, bundles[old])
         found.pause(beside_s)

@@ -47,7 +47,7 @@ def test_windows_leave_nothing_of_a_time_out(seconds: float, windows: int) -> No
     assert all(before[1] == after[0] for before, after in pairwise(found))
 
 
-def test_rests_from_a_swap_are_no_part_of_it_and_neither_is_what_the_loop_waits_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swap_goes_on_in_turns_with_rests_of_which_the_loop_waits_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     now, log, found = [100.0], list[str](), Swaps(1)
     monkeypatch.setattr(serve.time, "time", lambda: now[0])
     monkeypatch.setattr(serve.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
@@ -55,17 +55,18 @@ def test_rests_from_a_swap_are_no_part_of_it_and_neither_is_what_the_loop_waits_
     def passes(seconds: float, name: str) -> Any:
         return lambda *_: (now.__setitem__(0, now[0] + seconds), log.append(name), ["stored"])[-1]
 
-    service = InTurns(SimpleNamespace(hold=passes(2, "hold"), show=passes(1, "show"), compute=passes(20, "compute")), found)
+    share = 0.2
+    service = InTurns(SimpleNamespace(hold=passes(2, "hold"), show=passes(1, "show"), compute=passes(20, "compute")), found, share)
 
     def once() -> bool:
         service.hold({})
-        for _ in range(3):
+        for wait in (5, 12, 0):
             assert service.compute([]) == ["stored"]
-            now[0] += 5  # the share of time that the loop keeps to
+            now[0] += wait
         service.show("uri", "version")
         return True
 
     service.swap(SimpleNamespace(once=once))
     assert log == ["hold", "compute", "compute", "compute", "show"]
-    assert found.swaps == [(100.0, 147.0), (167.0, 193.0)]  # 2 + 20 + 5 + 20, a rest of 15, 5 of the loop, 20 + 5 + 1
+    assert found.swaps == [(100.0, 147.0), (162.0, 183.0)]  # 2 + 20 + 5 + 20; a rest of 15: 3, and 12 of the loop; 20 + 1
     assert found.pauses == [(147.0, 162.0)]

@@ -243,7 +243,7 @@ def test_between_slates_the_loop_rests_so_that_it_computes_for_its_share_of_the_
     monkeypatch.setattr("serving.sync.time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(sync, "_stop", SimpleNamespace(wait=waits.append, is_set=lambda: False))
     assert sync.once()
-    assert waits[:4] == [0.0, pytest.approx(1.8), pytest.approx(4.5), 5.0]
+    assert waits[:4] == [0.0, pytest.approx(1.8), pytest.approx(4.5), 30.0]
     assert sum(waits[4:]) == 0  # nobody is left to rest from
 
 
