@@ -26,7 +26,7 @@ from serving.flights import Outcome, SlateRequest
 _REFRESH_DEADLINE_S = 600.0
 _LOOK_S, _AGAIN_S = 2.0, 30.0
 _STOP_S = 30.0  # for what is under way: some slates, or bundles that replicas load
-_LONGEST_PAUSE_S = 30.0  # behind a replica that had to start first
+_LONGEST_PAUSE_S = 30.0  # also behind a replica that had to start first
 _LIVE_SHARE = 0.5
 _LOST_SHARE = 0.01  # of the users whose slates may be missing when a version is shown
 
@@ -66,7 +66,7 @@ class Sync:
         bundle_uri: what is served now.
         version: of it.
         slate_size: of the popular items that are published with a version.
-        batch: users whose slates are asked for at once.
+        batch: users whose slates are asked for at once; readers on the same cores feel long bursts, and many small ones are more work.
         share: of the time in which slates are computed; the rest belongs to those who wait for something.
         verify: returns the version of a bundle, or raises `IntegrityError`.
     """
@@ -80,7 +80,7 @@ class Sync:
         bundle_uri: str,
         version: str,
         slate_size: int,
-        batch: int = 4,
+        batch: int = 8,
         share: float = 1.0,
         verify: Callable[[str], str] = version_of,
     ) -> None:

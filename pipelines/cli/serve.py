@@ -124,10 +124,8 @@ def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
 
     url, size = redis_url(settings), settings.decoding.slate_size
     with SlateStore.of(settings.slate_store, url) as store, closing(LiveService(settings, url)) as service:
-        sync = Sync(
-            service, store, champion, bundle_uri=bundle, version=version, slate_size=size, batch=settings.decoding.users_per_batch,
-            share=settings.serving.refresh_share, verify=verified_version,
-        )  # fmt: skip
+        share = settings.serving.refresh_share
+        sync = Sync(service, store, champion, bundle_uri=bundle, version=version, slate_size=size, share=share, verify=verified_version)
         with in_step(sync, settings.serving.sync_minutes * 60):
             yield
 

@@ -24,9 +24,9 @@ from infra.local import free_port, no_process_left, valkey
 from infra.service_sections import ClusterConfig
 from infra.slate_store import SlateStore, UserHistory
 
-ITEMS, USERS, EVENTS, SLATE = 1_682, 600, 50, 100
+ITEMS, USERS, EVENTS, SLATE = 1_682, 700, 50, 100
 REPLICAS = 2  # of the ingress and of its peer: one a core
-"""Films of MovieLens-100K, two thirds of its users, the model's longest history, items a slate."""
+"""Films of MovieLens-100K, most of its users, the model's longest history, items a slate."""
 PREFIX = "rankgr"
 _TOKEN = "RANKGR_TOKEN"  # noqa: S105 - the name of a variable
 
