@@ -62,8 +62,8 @@ class ServingConfig(Section):
     sync_minutes: float = Field(60.0, gt=0)
     """How often the registry is asked for another champion, whose weights are then swapped in."""
     refresh_share: float = Field(0.03, gt=0, le=1)
-    """Share of the time after a swap in which model replicas compute the new slates. Readers on the same cores gain from a small one;
-    1 where model replicas have cores, or GPUs, of their own."""
+    """Share of the time after a swap in which model replicas compute the new slates, those of eight users at once, with pauses of 30 s at
+    most. Readers on the same cores gain from a small one; 1 where model replicas have cores, or GPUs, of their own."""
     precompute_actors: int = Field(2, ge=1)
     """Ray Data actors of the batch job that fills the slate store."""
     tokens: list[Annotated[SecretRef, Field(min_length=1)]] = []
