@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from infra import storage
 from infra.credentials import without_password
-from infra.errors import ServiceError
+from infra.errors import DataError, ServiceError
 from infra.local import mlflow_uri
 from infra.service_sections import TrackingConfig
 
@@ -87,6 +87,18 @@ class Registry:
                 self.client.search_experiments(max_results=1)
         except Exception as error:
             raise _unreachable(self.uri, error) from error
+
+    def require_champion(self) -> Registered:
+        """The champion, for what cannot go on without one.
+
+        Raises:
+            DataError: there is none.
+            ServiceError: MLflow did not answer.
+        """
+        champion = self.champion()
+        if champion is None:
+            raise DataError("there is no champion yet", where=without_password(self.uri), mend="rankgr quickstart, or rankgr run")
+        return champion
 
     def champion(self) -> Registered | None:
         """The version with the alias `champion`, if there is one.

@@ -13,7 +13,6 @@ from components.retriever.contract import History
 from infra import records as r
 from infra import storage
 from infra.config import Config
-from infra.errors import DataError
 from infra.event_stream import EventStream, Limits
 from infra.local import only_one
 from infra.logs import get_logger
@@ -86,9 +85,7 @@ def champion_trainer(
     from serving.checkpoints import Checkpoints
     from serving.trainer import StreamTrainer
 
-    champion = registry.champion()
-    if champion is None:
-        raise DataError("there is no champion to train on", where=registry.uri, mend="rankgr quickstart, or rankgr run")
+    champion = registry.require_champion()
     bundle = load_bundle(champion.bundle_uri)
     config = config.model_copy(update={name: getattr(bundle.config, name) for name in _FROM_BUNDLE})
     torch.set_num_threads(config.training.threads_per_worker)

@@ -43,8 +43,8 @@ def grow_champion(run: Run, items: pa.Table) -> tuple[StepResult, str] | None:
         ServiceError: another model became champion meanwhile.
     """
     registry = Registry(run.config.tracking, run.config.workspace)
-    champion = champion_of(registry)
-    run = replace(run, run_id=_run_of(run.config.workspace, champion))
+    champion = registry.require_champion()
+    run = replace(run, run_id=run_of_champion(run.config.workspace, champion))
     bundle = load_bundle(champion.bundle_uri)
     settings = bundle.config.semantic_ids
     sids = add_items(bundle.sids, Coder.read(champion.bundle_uri, settings), items, capacity=items_per_sid(settings))
@@ -66,20 +66,12 @@ def grow_champion(run: Run, items: pa.Table) -> tuple[StepResult, str] | None:
     return promoted(registry, result, lambda: grow(replace(run, fresh=True))), run.run_id
 
 
-def champion_of(registry: Registry) -> Registered:
-    """The champion.
+def run_of_champion(workspace: str, champion: Registered) -> str:
+    """The run that a champion is of, whose timelines fit its items.
 
     Raises:
-        DataError: there is none.
+        DataError: it is of no run of this workspace.
     """
-    champion = registry.champion()
-    if champion is None:
-        raise DataError("there is no champion to add items to", where=registry.uri, mend="rankgr run first")
-    return champion
-
-
-def _run_of(workspace: str, champion: Registered) -> str:
-    """The run whose timelines fit the champion's items."""
     releases = storage.join(workspace, "steps", STEP)
     found = run_of(workspace, STEP, champion.bundle_uri.removesuffix(f"/{BUNDLE}"))
     if not found and storage.exists(releases):

@@ -8,7 +8,8 @@ from components.precompute import job as precompute_job
 from components.sessions import job as sessions_job
 from infra.config import Config
 from infra.errors import DataError
-from infra.steps import Run, StepResult, latest_run, remember_run
+from infra.steps import Run, StepResult, remember_run, run_records
+from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
 from pipelines.cli.show import print_figures
 from pipelines.local_run import local_services, new_run_id, run_pipeline
@@ -111,19 +112,25 @@ def evaluate(
 def precompute(
     config: ConfigFile = None, preset: Preset = None, overrides: Overrides = None, fresh: Fresh = False, dry_run: DryRun = False
 ) -> None:
-    """Compute the champion's slates for all users of the last run and make them the active ones.
+    """Compute the champion's slates for all users of the run that released it and make them the active ones.
 
     Example: `rankgr precompute --set slate_store.url=redis://localhost:6379/0`
     """
+    from components.release.grow import run_of_champion
+    from components.release.job import BUNDLE
+
     settings = settings_of(config, preset, overrides)
-    run_id, records = latest_run(settings.workspace)
-    if "release" not in records:
-        raise DataError("the last run released nothing", where=run_id, mend="see `rankgr report` for the gate's reasons")
+    champion = Registry(settings.tracking, settings.workspace).require_champion()
+    run_id = run_of_champion(settings.workspace, champion)
+    sessions = run_records(settings.workspace, run_id).get("sessions")
+    if sessions is None:
+        mend = "use the workspace of its run, or `rankgr run` until another model is promoted"
+        raise DataError("no timelines are known for the champion's users", where=champion.bundle_uri, mend=mend)
     if dry_run:
-        announce(settings, [f"publish the slates of {records['release'].metadata['version']}"])
+        announce(settings, [f"publish the slates of {champion.bundle_uri} for the users of run {run_id}"])
         return
     with local_services(settings):
-        result = precompute_job.step(Run(settings, run_id, fresh), records["sessions"].uri, records["release"].uri)
+        result = precompute_job.step(Run(settings, run_id, fresh), sessions.uri, champion.bundle_uri.removesuffix(f"/{BUNDLE}"))
     sys.stdout.write(f"{result.metadata['users']} users, version {result.metadata['version']}\n")
 
 

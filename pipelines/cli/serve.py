@@ -43,7 +43,7 @@ def serve(
     from serving.deploy import serve_file
 
     settings = settings_of(config, preset, overrides)
-    bundle = _champion(settings)
+    bundle = Registry(settings.tracking, settings.workspace).require_champion().bundle_uri
     token_digests(settings.serving)
     if dry_run:
         what = f"serve {bundle} on {settings.serving.host}:{settings.serving.port}"
@@ -82,7 +82,7 @@ def recommend(
     Example: `rankgr recommend 42 -k 5`
     """
     settings = settings_of(config, preset, overrides)
-    bundle_uri = _champion(settings)
+    bundle_uri = Registry(settings.tracking, settings.workspace).require_champion().bundle_uri
     if dry_run:
         announce(settings, [f"decode {k} items for user {user} with {bundle_uri}"])
         return
@@ -128,10 +128,3 @@ def _in_step(settings: Config, bundle: str, version: str) -> Iterator[None]:
         sync = Sync(service, store, champion, bundle_uri=bundle, version=version, slate_size=size, share=share, verify=verified_version)
         with in_step(sync, settings.serving.sync_minutes * 60):
             yield
-
-
-def _champion(settings: Config) -> str:
-    champion = Registry(settings.tracking, settings.workspace).champion()
-    if champion is None:
-        raise DataError("there is no champion yet", where=settings.workspace, mend="rankgr quickstart, or rankgr run")
-    return champion.bundle_uri

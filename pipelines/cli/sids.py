@@ -71,10 +71,10 @@ def add(
 
     Example: `rankgr sids add --items new_items.parquet`
     """
-    from components.release.grow import champion_of, grow_champion
+    from components.release.grow import grow_champion
 
     settings = settings_of(config, preset, overrides)
-    champion = champion_of(Registry(settings.tracking, settings.workspace))
+    champion = Registry(settings.tracking, settings.workspace).require_champion()
     columns = Config.from_json(storage.read_bytes(storage.join(champion.bundle_uri, "config.json")).decode()).data.columns
     settings = settings_of(config, preset, overrides, items=items, base={"data": {"columns": columns.model_dump()}})
     frame, bad, counts = build_catalogue(settings.data, [])

@@ -62,9 +62,7 @@ def stage_of(config: Config) -> Stage:
     """
     from components.retriever.bundle import load_bundle
 
-    champion = Registry(config.tracking, config.workspace).champion()
-    if champion is None:
-        raise DataError("there is no champion to simulate", where=config.workspace, mend="rankgr quickstart, or rankgr run")
+    champion = Registry(config.tracking, config.workspace).require_champion()
     bundle = load_bundle(champion.bundle_uri)
     own = with_bundle_settings(config, champion.bundle_uri)
     timelines, known = timelines_of(own, champion, bundle)

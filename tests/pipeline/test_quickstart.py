@@ -11,7 +11,7 @@ import yaml
 
 from infra import storage
 from infra.config import load_config
-from infra.steps import run_records
+from infra.steps import latest_run, remember_run, run_records
 from infra.tracking import Registry
 from tests.command import Finished, rankgr, rankgr_here
 from tests.logs import SETTINGS
@@ -97,11 +97,22 @@ def test_a_second_run_skips_every_finished_step_and_serves_the_same_slates(finis
     assert table(second.stdout) == table(finished.first.stdout)
 
 
-def test_a_changed_setting_redoes_only_what_depends_on_it(finished: Finished) -> None:
-    changed = rankgr("evaluate", *finished.arguments[1:7], *SETTINGS, "--set", "evaluation.ks=[10]", folder=finished.folder)
+def test_a_changed_setting_redoes_only_what_depends_on_it(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / ".rankgr", tmp_path / ".rankgr")
+    changed = rankgr("evaluate", *finished.arguments[1:7], *SETTINGS, "--set", "evaluation.ks=[10]", folder=tmp_path)
     assert changed.returncode == 0, changed.stderr[-3000:]
     assert changed.stderr.count("skipped: finished before") == 3
     assert "started" in next(line for line in changed.stderr.splitlines() if "step=evaluation" in line)
+
+
+def test_precompute_publishes_the_champion_when_the_last_run_released_nothing(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / ".rankgr", tmp_path / ".rankgr")
+    workspace = str(tmp_path / ".rankgr")
+    _, records = latest_run(workspace)
+    remember_run(workspace, "evaluated")
+    published = rankgr("precompute", "--preset", "tiny", folder=tmp_path)
+    assert published.returncode == 0, published.stderr[-3000:]
+    assert f"version {records['release'].metadata['version']}" in published.stdout
 
 
 def test_recommend_decodes_a_slate_without_any_service(finished: Finished) -> None:

@@ -64,12 +64,22 @@ def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: 
     assert "nothing new" in rankgr_here(*add, folder=workspace).stdout
 
 
-def test_items_are_not_added_to_the_champion_of_another_workspace(workspace: Path) -> None:
+@pytest.mark.parametrize("command", ["sids add", "precompute"])
+def test_the_champion_of_another_workspace_is_refused(command: str, workspace: Path) -> None:
     for record in (workspace / ".rankgr/runs").glob("*/release.step.json"):
         record.unlink()
-    added = rankgr_here("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"), folder=workspace)
-    assert added.returncode == 3
-    assert "the champion is of no run of this workspace" in added.stderr
+    items = ("--items", new_items(workspace, "new-1,A thing,shelf 1")) if command == "sids add" else ()
+    refused = rankgr_here(*command.split(), *items, folder=workspace)
+    assert refused.returncode == 3
+    assert "the champion is of no run of this workspace" in refused.stderr
+
+
+def test_precompute_without_the_timelines_of_the_champions_run_says_so(workspace: Path) -> None:
+    for record in (workspace / ".rankgr/runs").glob("*/sessions.step.json"):
+        record.unlink()
+    refused = rankgr_here("precompute", folder=workspace)
+    assert refused.returncode == 3
+    assert "no timelines are known for the champion's users" in refused.stderr
 
 
 def test_options_before_the_subcommand_are_refused(tmp_path: Path) -> None:
