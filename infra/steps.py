@@ -142,17 +142,6 @@ def run_records(workspace: str, run_id: str) -> dict[str, StepResult]:
     return {record["name"]: StepResult(**record) for record in _saved(workspace, run_id, _STEP)}
 
 
-def run_of(workspace: str, name: str, uri: str) -> str | None:
-    """The latest run whose step of this name lies there; None if there is none."""
-    folder = storage.join(workspace, "runs")
-    found = []
-    for path in storage.list_files(folder, f"{name}{_STEP}") if storage.exists(folder) else ():
-        record = storage.read_json(storage.join(folder, path))
-        if record["uri"] == uri:
-            found.append((int(record[_RECORDED]), path.split("/")[0]))
-    return max(found)[1] if found else None
-
-
 def remember_run(workspace: str, run_id: str) -> None:
     """Make a run the one that commands go on from."""
     storage.write_json(storage.join(workspace, "runs", _LATEST), {"run_id": run_id})

@@ -22,7 +22,7 @@ from infra.service_sections import TrackingConfig
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model, no such alias
-_BUNDLE, _EVALUATION, _PROMOTED = "bundle_uri", "evaluation", "promoted_ms"
+_BUNDLE, _EVALUATION, _PROMOTED, _ORIGIN = "bundle_uri", "evaluation", "promoted_ms", "rankgr."
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class Registered:
         bundle_uri: where its bundle lies.
         evaluation: content hash of the evaluation that it was judged by.
         report: that evaluation's report; empty if it is gone.
+        origin: `run_id` and the folders of the steps that it came from, `sessions` among them; those of the version that it began
+            as where it got more items or went on learning. Empty where it was registered without.
     """
 
     number: str
     bundle_uri: str
     evaluation: str
     report: dict[str, Any]
+    origin: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,25 @@ class Registry:
         except Exception as error:
             raise _unreachable(self.uri, error) from error
 
+    @property
+    def address(self) -> str:
+        """`uri` as it may be shown: without a password."""
+        return _shown(self.uri)
+
     def require_champion(self) -> Registered:
         """The champion, for what cannot go on without one.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none, or it has no bundle.
             ServiceError: MLflow did not answer.
         """
         champion = self.champion()
         if champion is None:
-            raise DataError("there is no champion yet", where=without_password(self.uri), mend="rankgr quickstart, or rankgr run")
+            mend = "rankgr quickstart, or rankgr run; or set tracking.uri as the run did that released one"
+            raise DataError("there is no champion yet", where=self.address, mend=mend)
+        if not champion.bundle_uri:
+            mend = f"give the alias {CHAMPION} to a version that RankGR registered"
+            raise DataError(f"the champion, version {champion.number}, names no bundle", where=self.address, mend=mend)
         return champion
 
     def champion(self) -> Registered | None:
@@ -117,7 +129,8 @@ class Registry:
         uri = version.tags.get(_BUNDLE, "")
         manifest = storage.read_manifest(uri) if uri else None
         report = manifest.metadata.get("report", {}) if manifest else {}
-        return Registered(str(version.version), uri, version.tags.get(_EVALUATION, ""), dict(report))
+        origin = {key.removeprefix(_ORIGIN): value for key, value in version.tags.items() if key.startswith(_ORIGIN)}
+        return Registered(str(version.version), uri, version.tags.get(_EVALUATION, ""), dict(report), origin)
 
     def register(
         self,
@@ -135,7 +148,7 @@ class Registry:
             metrics: logged in one batch.
             params: logged in one batch.
             files: artifact name -> text.
-            origin: what it came from, as tags `rankgr.<name>` of the run, by which MLflow finds it.
+            origin: what it came from, as tags `rankgr.<name>` of the run, by which MLflow finds it, and of the version.
         """
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
@@ -143,7 +156,8 @@ class Registry:
         name = self.config.model_name
         with _mlflow_errors(self.uri), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns about its own future defaults
-            run = self.client.create_run(self._experiment(), tags={f"rankgr.{key}": value for key, value in (origin or {}).items()})
+            came_from = {f"{_ORIGIN}{key}": value for key, value in (origin or {}).items()}
+            run = self.client.create_run(self._experiment(), tags=came_from)
             batch = [Metric(key.replace("@", "_at_"), value, 0, 0) for key, value in metrics.items()]
             self.client.log_batch(run.info.run_id, metrics=batch, params=[Param(k, v[:6000]) for k, v in params.items()])
             for path, text in files.items():
@@ -154,7 +168,7 @@ class Registry:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             version = self.client.create_model_version(
-                name, source=bundle_uri, run_id=run.info.run_id, tags={_BUNDLE: bundle_uri, _EVALUATION: evaluation}
+                name, source=bundle_uri, run_id=run.info.run_id, tags={_BUNDLE: bundle_uri, _EVALUATION: evaluation, **came_from}
             )
             self.client.set_terminated(run.info.run_id)
         return str(version.version)
@@ -234,12 +248,15 @@ def _mlflow_errors(uri: str) -> Iterator[None]:
         raise _unreachable(uri, error) from error
 
 
+def _shown(uri: str) -> str:
+    """An address without its password; one that has none stays as it is, since taking SQLite's apart loses slashes."""
+    return without_password(uri) if urlsplit(uri).netloc.rpartition("@")[0] else uri
+
+
 def _unreachable(uri: str, error: Exception) -> ServiceError:
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     parts = urlsplit(uri)
     entered_with = parts.netloc.rpartition("@")[0]
     for secret in (f"{entered_with}@" if entered_with else "", parts.password or ""):  # clients quote the address
         first_line = first_line.replace(secret, "") if secret else first_line
-    return ServiceError(
-        f"MLflow cannot be reached: {first_line}", where=without_password(uri) if entered_with else uri, mend="check tracking.uri"
-    )
+    return ServiceError(f"MLflow cannot be reached: {first_line}", where=_shown(uri), mend="check tracking.uri")

@@ -18,7 +18,7 @@ from infra.local import only_one
 from infra.logs import get_logger
 from infra.metrics import TRAINER, Meter, exported
 from infra.redis_client import access_of
-from infra.steps import Run, run_of, run_records
+from infra.steps import Run
 from infra.tracking import Registered, Registry
 
 if TYPE_CHECKING:  # what brings torch is imported where the trainer starts
@@ -89,7 +89,7 @@ def champion_trainer(
     bundle = load_bundle(champion.bundle_uri)
     config = config.model_copy(update={name: getattr(bundle.config, name) for name in _FROM_BUNDLE})
     torch.set_num_threads(config.training.threads_per_worker)
-    timelines, known = timelines_of(config, champion, bundle)
+    timelines, known = timelines_of(champion, bundle)
     served: Registered = champion
 
     def release(weights: Mapping[str, Tensor], figures: Mapping[str, Mapping[str, float]]) -> Bundle | None:
@@ -124,15 +124,14 @@ def champion_trainer(
         )
 
 
-def timelines_of(config: Config, champion: Registered, bundle: Bundle) -> tuple[pa.Table, np.ndarray]:
-    """Timelines of the run that the champion is of, and the index of their items in the bundle, -1 where it has none."""
-    run_id = run_of(config.workspace, "release", champion.bundle_uri.rpartition("/")[0])
-    sessions = run_records(config.workspace, run_id).get("sessions") if run_id else None
+def timelines_of(champion: Registered, bundle: Bundle) -> tuple[pa.Table, np.ndarray]:
+    """Timelines that the champion came from, and the index of their items in the bundle, -1 where it has none."""
+    sessions = champion.origin.get("sessions")
     if sessions is None:
-        get_logger("stream").warning("the champion is of no run of this workspace: what users did before the stream is not known")
+        get_logger("stream").warning("the champion's timelines are not known: neither is what users did before the stream")
         return r.TIMELINES.empty_table(), np.empty(0, np.int64)
-    ids = storage.read_table(storage.join(sessions.uri, "catalogue.parquet"))[r.ITEM_ID].to_pylist()
-    return storage.read_table(storage.join(sessions.uri, "timelines")), indices_in(bundle.item_ids, ids)
+    ids = storage.read_table(storage.join(sessions, "catalogue.parquet"))[r.ITEM_ID].to_pylist()
+    return storage.read_table(storage.join(sessions, "timelines")), indices_in(bundle.item_ids, ids)
 
 
 def indices_in(item_ids: Sequence[str], others: Sequence[str]) -> np.ndarray:

@@ -18,33 +18,32 @@ from components.semantic_ids.life_cycle import add_items
 from components.semantic_ids.table import codes_of
 from infra import records as r
 from infra import storage
-from infra.errors import DataError, ServiceError
+from infra.errors import ServiceError
 from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, run_of, run_step
+from infra.steps import Run, StepResult, content_of, run_step
 from infra.tracking import Registered, Registry
 
 
-def grow_champion(run: Run, items: pa.Table) -> tuple[StepResult, str] | None:
+def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
     """Release the champion once more, with more items.
 
     Weights, settings and the SIDs that are there stay; the catalogue and the SID table grow at their ends. The report of the
     champion is carried along: it was judged without the new items, which the manifest counts.
 
     Args:
-        run: any of the workspace; the step `release` of the one that the champion is of becomes the grown one.
+        run: any of the workspace; the step `release` of the one that the champion came from becomes the grown one.
         items: CATALOGUE rows; items that the champion knows already are left out.
 
     Returns:
-        the step, with `version`, `mlflow_version` and `added` (item id -> SID), and the id of that run; None where nothing is new.
+        the step, with `version`, `mlflow_version` and `added` (item id -> SID); None where nothing is new.
 
     Raises:
-        DataError: there is no champion, or it is of no run of this workspace; an item id occurs twice, unusable embeddings, no room for
-            so many.
+        DataError: there is no champion; an item id occurs twice, unusable embeddings, no room for so many.
         ServiceError: another model became champion meanwhile.
     """
     registry = Registry(run.config.tracking, run.config.workspace)
     champion = registry.require_champion()
-    run = replace(run, run_id=run_of_champion(run.config.workspace, champion))
+    run = replace(run, run_id=champion.origin.get("run_id", run.run_id))
     bundle = load_bundle(champion.bundle_uri)
     settings = bundle.config.semantic_ids
     sids = add_items(bundle.sids, Coder.read(champion.bundle_uri, settings), items, capacity=items_per_sid(settings))
@@ -62,36 +61,8 @@ def grow_champion(run: Run, items: pa.Table) -> tuple[StepResult, str] | None:
     result = grow(run)
     now = registry.champion()
     if now is None or now.bundle_uri not in (champion.bundle_uri, storage.join(result.uri, BUNDLE)):
-        raise ServiceError("another model became champion meanwhile", where=registry.uri, mend="run the same command again")
-    return promoted(registry, result, lambda: grow(replace(run, fresh=True))), run.run_id
-
-
-def run_of_champion(workspace: str, champion: Registered) -> str:
-    """The run that a champion is of, whose timelines fit its items.
-
-    Raises:
-        DataError: it is of no run of this workspace.
-    """
-    releases = storage.join(workspace, "steps", STEP)
-    found = run_of(workspace, STEP, champion.bundle_uri.removesuffix(f"/{BUNDLE}"))
-    if not found and storage.exists(releases):
-        # An add that was interrupted before it promoted what its run had recorded.
-        folders = {storage.join(releases, path.split("/")[0]) for path in storage.list_files(releases, "manifest.json")}
-        grown = (folder for folder in sorted(folders) if grown_from(storage.join(folder, BUNDLE)) == champion.bundle_uri)
-        found = next((run for run in (run_of(workspace, STEP, folder) for folder in grown) if run), None)
-    if not found:
-        raise DataError(
-            "the champion is of no run of this workspace",
-            where=champion.bundle_uri,
-            mend="use the workspace of its run, or `rankgr run` until another model is promoted",
-        )
-    return found
-
-
-def grown_from(bundle_uri: str) -> str:
-    """Where the bundle lies that this one was made of by adding items; empty if none were."""
-    manifest = storage.read_manifest(bundle_uri)
-    return str(manifest.metadata.get("grown_from", "")) if manifest else ""
+        raise ServiceError("another model became champion meanwhile", where=registry.address, mend="run the same command again")
+    return promoted(registry, result, lambda: grow(replace(run, fresh=True)))
 
 
 def _register(
@@ -114,6 +85,7 @@ def _register(
         metrics={"items": float(len(sids)), "items_added": float(len(added))},
         params=lineage,
         files={"config.json": bundle.config.to_json()},
+        origin=champion.origin,
     )
     version = manifest.digest[:12]
     get_logger(STEP).info("registered", version=version, mlflow_version=number, items_added=len(added))

@@ -62,7 +62,7 @@ def step(run: Run, sessions: str, semantic_ids: str, training: str, evaluation: 
             origin={"run_id": run.run_id, **made},
         )
         version = manifest.digest[:12]
-        get_logger(STEP).info("registered", version=version, mlflow_version=number, mlflow=registry.uri)
+        get_logger(STEP).info("registered", version=version, mlflow_version=number, mlflow=registry.address)
         return {"version": version, "mlflow_version": number}
 
     settings = {"tracking": run.config.tracking.model_dump(), "decoding": run.config.decoding.model_dump()}

@@ -13,7 +13,7 @@ from components.release.job import BUNDLE, CODE, STEP
 from components.retriever.bundle import load_bundle, write_bundle
 from infra import storage
 from infra.logs import get_logger
-from infra.steps import Run, StepResult, content_of, run_of, run_step
+from infra.steps import Run, StepResult, content_of, run_step
 from infra.tracking import Registered, Registry
 
 _OF = "streamed_of"
@@ -33,7 +33,7 @@ def update_champion(
     The report of the champion is carried along, beside what the new weights and the old ones were judged by.
 
     Args:
-        run: any of the workspace; the step `release` of the one that the champion is of becomes the new one.
+        run: any of the workspace; the step `release` of the one that the champion came from becomes the new one.
         registry: of the run.
         champion: the weights' origin.
         weights: state of the model.
@@ -43,8 +43,7 @@ def update_champion(
         the step, with `version` and `mlflow_version`; None where another model is champion now.
     """
     bundle, content = load_bundle(champion.bundle_uri), save(dict(weights))
-    folder = champion.bundle_uri.removesuffix(f"/{BUNDLE}")
-    run = Run(run.config, run_of(run.config.workspace, STEP, folder) or "streaming")
+    run = Run(run.config, champion.origin.get("run_id", "streaming"))
     lineage = {_OF: streamed_of(champion.bundle_uri), "updated_from": champion.bundle_uri}
 
     def work(out_uri: str) -> dict[str, Any]:
@@ -60,7 +59,9 @@ def update_champion(
         )
         metrics = {f"{name}/{metric}": value for name, values in figures.items() for metric, value in values.items()}
         files = {"config.json": bundle.config.to_json()}
-        number = registry.register(uri, evaluation=champion.evaluation, metrics=metrics, params=lineage, files=files)
+        number = registry.register(
+            uri, evaluation=champion.evaluation, metrics=metrics, params=lineage, files=files, origin=champion.origin
+        )
         return {"version": manifest.digest[:12], "mlflow_version": number}
 
     inputs = {"champion": content_of(champion.bundle_uri), "weights": hashlib.sha256(content).hexdigest()}

@@ -6,9 +6,10 @@ import sys
 
 from components.precompute import job as precompute_job
 from components.sessions import job as sessions_job
+from infra import storage
 from infra.config import Config
 from infra.errors import DataError
-from infra.steps import Run, StepResult, remember_run, run_records
+from infra.steps import Run, StepResult, remember_run
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, settings_of
 from pipelines.cli.show import print_figures
@@ -116,21 +117,20 @@ def precompute(
 
     Example: `rankgr precompute --set slate_store.url=redis://localhost:6379/0`
     """
-    from components.release.grow import run_of_champion
     from components.release.job import BUNDLE
 
     settings = settings_of(config, preset, overrides)
     champion = Registry(settings.tracking, settings.workspace).require_champion()
-    run_id = run_of_champion(settings.workspace, champion)
-    sessions = run_records(settings.workspace, run_id).get("sessions")
-    if sessions is None:
-        mend = "use the workspace of its run, or `rankgr run` until another model is promoted"
-        raise DataError("no timelines are known for the champion's users", where=champion.bundle_uri, mend=mend)
+    if "sessions" not in champion.origin:
+        mend = "rankgr run, until another model is promoted"
+        raise DataError("the timelines that the champion came from are not known", where=champion.bundle_uri, mend=mend)
+    run_id, sessions, release = champion.origin["run_id"], champion.origin["sessions"], champion.bundle_uri.removesuffix(f"/{BUNDLE}")
     if dry_run:
-        announce(settings, [f"publish the slates of {champion.bundle_uri} for the users of run {run_id}"])
+        version = storage.open_committed(release, verify=False).metadata["version"]
+        announce(settings, [f"publish the slates of {version} for the users of run {run_id}"])
         return
     with local_services(settings):
-        result = precompute_job.step(Run(settings, run_id, fresh), sessions.uri, champion.bundle_uri.removesuffix(f"/{BUNDLE}"))
+        result = precompute_job.step(Run(settings, run_id, fresh), sessions, release)
     sys.stdout.write(f"{result.metadata['users']} users, version {result.metadata['version']}\n")
 
 

@@ -13,7 +13,7 @@ from components.sessions.catalogue import build_catalogue, catalogue_table
 from infra import storage
 from infra.config import Config
 from infra.errors import ConfigError
-from infra.steps import Run, remember_run
+from infra.steps import Run
 from infra.tracking import Registry
 from pipelines.cli.common import ConfigFile, DryRun, Fresh, Items, Logs, Overrides, Preset, announce, console, settings_of
 from pipelines.cli.run import checked
@@ -84,12 +84,10 @@ def add(
     for reason, raw in zip(bad["reason"], bad["raw"], strict=True):
         sys.stderr.write(f"left out, {reason}: {raw}\n")
     with interruptible():
-        grown = grow_champion(Run(settings), catalogue_table(frame, [0] * len(frame)))
-    if grown is None:
+        result = grow_champion(Run(settings), catalogue_table(frame, [0] * len(frame)))
+    if result is None:
         sys.stdout.write(f"nothing new: the champion has all {counts['items']} items\n")
         return
-    result, run_id = grown
-    remember_run(settings.workspace, run_id)  # so that `rankgr precompute` publishes it
     added = result.metadata["added"]
     known = counts["items"] - len(added)
     console.print(f"{len(added)} items added, {known} were known, model {result.metadata['version']}", highlight=False, soft_wrap=True)

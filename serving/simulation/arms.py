@@ -5,7 +5,7 @@ Each has services of its own in a folder of its own (Valkey, Ray Serve, registry
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,6 @@ from infra.local import valkey
 from infra.logs import get_logger
 from infra.service_sections import SlateStoreConfig
 from infra.slate_store import SlateStore
-from infra.steps import Run, remember, run_of, run_records
 from infra.tracking import Registered, Registry
 from serving.app import LiveService, start
 from serving.simulation.live import LivePlatform
@@ -33,7 +32,6 @@ from serving.streaming import champion_trainer, past_of, timelines_of
 from serving.sync import Sync
 
 FOLDER = "simulation"
-_RUN = "simulated"
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,13 @@ def stage_of(config: Config) -> Stage:
     """The workspace's champion, and the world that its users and its catalogue make.
 
     Raises:
-        DataError: there is no champion, or it is of no run of this workspace, or of one with other items.
+        DataError: there is no champion, or its timelines are not known, or are of other items.
     """
     from components.retriever.bundle import load_bundle
 
     champion = Registry(config.tracking, config.workspace).require_champion()
     bundle = load_bundle(champion.bundle_uri)
-    own = with_bundle_settings(config, champion.bundle_uri)
-    timelines, known = timelines_of(own, champion, bundle)
+    timelines, known = timelines_of(champion, bundle)
     if not len(timelines) or not np.array_equal(known, np.arange(len(bundle.item_ids))):
         raise DataError(
             "the champion's timelines are not known, or are of other items", where=champion.bundle_uri, mend="rankgr run, then simulate"
@@ -80,8 +77,8 @@ def stage_of(config: Config) -> Stage:
         window=bundle.config.semantic_ids.cooccurrence_window,
         seed=config.seed,
     )
-    sessions = _records(config, champion)["sessions"].uri
-    return Stage(champion, bundle.version, storage.join(sessions, "timelines"), user_ids, bundle.item_ids, world)
+    timelines_uri = storage.join(champion.origin["sessions"], "timelines")
+    return Stage(champion, bundle.version, timelines_uri, user_ids, bundle.item_ids, world)
 
 
 @dataclass(frozen=True)
@@ -117,16 +114,10 @@ def simulate(config: Config) -> Simulated:
         get_logger("simulate").info(arm, users=stage.world.users, items=len(stage.item_ids), hours=config.simulation.hours)
         home = storage.join(config.workspace, FOLDER, arm)
         storage.remove(home)
-        with _platform(_apart(config, home, stage), stage, learns=arm == STREAMING, records=_records(config, stage.champion)) as platform:
+        with _platform(_apart(config, home, stage), stage, learns=arm == STREAMING) as platform:
             found[arm] = run(stage.world, platform, stage.user_ids, stage.item_ids, config.simulation, name=arm)
         storage.remove(home)
     return Simulated(found, stage.version, stage.world.users, len(stage.item_ids))
-
-
-def _records(config: Config, champion: Registered) -> Mapping[str, Any]:
-    run_id = run_of(config.workspace, "release", champion.bundle_uri.rpartition("/")[0])
-    assert run_id is not None  # its timelines were found
-    return run_records(config.workspace, run_id)
 
 
 def _apart(config: Config, home: str, stage: Stage) -> Config:
@@ -138,7 +129,7 @@ def _apart(config: Config, home: str, stage: Stage) -> Config:
 
 
 @contextmanager
-def _platform(config: Config, stage: Stage, *, learns: bool, records: Mapping[str, Any]) -> Iterator[LivePlatform]:
+def _platform(config: Config, stage: Stage, *, learns: bool) -> Iterator[LivePlatform]:
     """A service that shows the champion's slates, and what keeps it learning."""
     uri, version, simulation = stage.champion.bundle_uri, stage.version, config.simulation
     with ExitStack() as stack:
@@ -149,7 +140,7 @@ def _platform(config: Config, stage: Stage, *, learns: bool, records: Mapping[st
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         trainer = sync = None
         if learns:
-            registry = _own_registry(config, stage.champion, records)
+            registry = _own_registry(config, stage.champion)
             trainer = stack.enter_context(champion_trainer(config, registry, redis_url, storage.join(config.workspace, "streaming")))
             store = stack.enter_context(SlateStore.of(config.slate_store, redis_url))
             size = config.decoding.slate_size
@@ -167,10 +158,9 @@ def _champion_of(registry: Registry) -> Any:
     return champion
 
 
-def _own_registry(config: Config, champion: Registered, records: Mapping[str, Any]) -> Registry:
-    """A registry with the champion alone, in a workspace that knows the run that it is of."""
-    for record in records.values():
-        remember(Run(config, _RUN), record)
-    registry = Registry(config.tracking, config.workspace)
-    registry.promote(registry.register(champion.bundle_uri, evaluation=champion.evaluation, metrics={}, params={}, files={}))
+def _own_registry(config: Config, champion: Registered) -> Registry:
+    """A registry with the champion alone."""
+    registry, origin = Registry(config.tracking, config.workspace), champion.origin
+    number = registry.register(champion.bundle_uri, evaluation=champion.evaluation, metrics={}, params={}, files={}, origin=origin)
+    registry.promote(number)
     return registry

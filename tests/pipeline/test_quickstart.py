@@ -106,13 +106,14 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(finished: Finished, tm
 
 
 def test_precompute_publishes_the_champion_when_the_last_run_released_nothing(finished: Finished, tmp_path: Path) -> None:
-    shutil.copytree(finished.folder / ".rankgr", tmp_path / ".rankgr")
+    shutil.copytree(finished.folder / ".rankgr", tmp_path / ".rankgr", ignore=shutil.ignore_patterns("valkey"))
     workspace = str(tmp_path / ".rankgr")
     _, records = latest_run(workspace)
     remember_run(workspace, "evaluated")
     published = rankgr("precompute", "--preset", "tiny", folder=tmp_path)
     assert published.returncode == 0, published.stderr[-3000:]
     assert f"version {records['release'].metadata['version']}" in published.stdout
+    assert "slates are active" in published.stderr
 
 
 def test_recommend_decodes_a_slate_without_any_service(finished: Finished) -> None:

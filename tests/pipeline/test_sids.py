@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from infra import storage
+from infra.config import load_config
+from infra.tracking import Registry
 from tests.command import Finished, rankgr, rankgr_here
 from tests.logs import SETTINGS
 
@@ -54,6 +56,18 @@ def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace
     assert "new-1" in slates.stdout, slates.stdout + slates.stderr[-2000:]
 
 
+def test_precompute_after_a_rollback_is_for_the_version_rolled_back_to(workspace: Path) -> None:
+    registry = Registry(load_config(preset="tiny").tracking, str(workspace / ".rankgr"))
+    before = registry.require_champion()
+    added = rankgr_here("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"), folder=workspace)
+    assert added.returncode == 0, added.stderr[-2000:]
+    assert registry.require_champion().origin == before.origin
+    registry.promote(before.number)  # what `rankgr release rollback` does to the registry
+    planned = rankgr_here("precompute", "--dry-run", folder=workspace)
+    version = storage.open_committed(before.bundle_uri, verify=False).digest[:12]
+    assert f"publish the slates of {version} for the users of run {latest(workspace)}" in planned.stdout + planned.stderr
+
+
 def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: Finished) -> None:
     add = ("sids", "add", "--items", new_items(workspace, "new-1,A thing,shelf 1"))
     grown = rankgr_here(*add, folder=workspace).stdout.strip().splitlines()[-1]
@@ -64,22 +78,13 @@ def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: 
     assert "nothing new" in rankgr_here(*add, folder=workspace).stdout
 
 
-@pytest.mark.parametrize("command", ["sids add", "precompute"])
-def test_the_champion_of_another_workspace_is_refused(command: str, workspace: Path) -> None:
-    for record in (workspace / ".rankgr/runs").glob("*/release.step.json"):
-        record.unlink()
-    items = ("--items", new_items(workspace, "new-1,A thing,shelf 1")) if command == "sids add" else ()
-    refused = rankgr_here(*command.split(), *items, folder=workspace)
-    assert refused.returncode == 3
-    assert "the champion is of no run of this workspace" in refused.stderr
-
-
-def test_precompute_without_the_timelines_of_the_champions_run_says_so(workspace: Path) -> None:
-    for record in (workspace / ".rankgr/runs").glob("*/sessions.step.json"):
-        record.unlink()
+def test_precompute_without_the_timelines_that_the_champion_came_from_says_so(workspace: Path) -> None:
+    registry = Registry(load_config(preset="tiny").tracking, str(workspace / ".rankgr"))
+    uri = registry.require_champion().bundle_uri
+    registry.promote(registry.register(uri, evaluation="", metrics={}, params={}, files={}))
     refused = rankgr_here("precompute", folder=workspace)
     assert refused.returncode == 3
-    assert "no timelines are known for the champion's users" in refused.stderr
+    assert "the timelines that the champion came from are not known" in refused.stderr
 
 
 def test_options_before_the_subcommand_are_refused(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import pytest
 from mlflow import MlflowClient
 
 from infra import storage
-from infra.errors import ServiceError
+from infra.errors import DataError, ServiceError
 from infra.local import free_port
 from infra.service_sections import TrackingConfig
-from infra.tracking import Registered, Registry
+from infra.tracking import CHAMPION, Registered, Registry
+
+ORIGIN = {"run_id": "r1", "training": "s3://bucket/steps/training/1"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def register(registry: Registry, uri: str, evaluation: str = "e1") -> str:
         metrics={"retriever/hr@10": 0.25},
         params={"seed": "1", "config": "x" * 9000},
         files={"report.json": '{"a": 1}'},
-        origin={"run_id": "r1", "training": "s3://bucket/steps/training/1"},
+        origin=ORIGIN,
     )
 
 
@@ -51,10 +53,35 @@ def test_a_registered_model_is_no_champion_before_it_is_promoted(registry: Regis
     assert registry.champion() is None
 
 
-def test_the_champion_comes_with_its_bundle_evaluation_and_report(registry: Registry, tmp_path: Path) -> None:
+def test_the_champion_comes_with_its_bundle_evaluation_report_and_origin(registry: Registry, tmp_path: Path) -> None:
     uri = bundle(tmp_path / "b", 0.3)
     registry.promote(register(registry, uri, "e7"))
-    assert registry.champion() == Registered("1", uri, "e7", {"retriever": {"hr@10": 0.3}})
+    assert registry.champion() == Registered("1", uri, "e7", {"retriever": {"hr@10": 0.3}}, ORIGIN)
+
+
+def test_what_needs_a_champion_is_told_where_none_was_found(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no champion yet") as caught:
+        registry.require_champion()
+    assert caught.value.where == registry.uri
+    registry.promote(register(registry, bundle(tmp_path / "b", 0.3)))
+    assert registry.require_champion() == registry.champion()
+
+
+def test_the_address_where_no_champion_was_found_is_shown_without_its_password(registry: Registry) -> None:
+    registry.uri = "https://ann:secret@mlflow.example:5000/team/"
+    with pytest.raises(DataError, match="there is no champion yet") as caught:
+        registry.require_champion()
+    assert "mlflow.example:5000" in caught.value.where
+    assert "secret" not in caught.value.where
+
+
+def test_an_alias_that_was_set_on_a_version_of_somebody_elses_is_refused(registry: Registry) -> None:
+    name = registry.config.model_name
+    registry.client.create_registered_model(name)
+    registry.client.create_model_version(name, source="/elsewhere")
+    registry.client.set_registered_model_alias(name, CHAMPION, "1")
+    with pytest.raises(DataError, match="the champion, version 1, names no bundle"):
+        registry.require_champion()
 
 
 def test_promoting_moves_the_alias(registry: Registry, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 from components.release.update import streamed_of, update_champion
 from components.retriever.bundle import load_bundle
 from infra.config import Config
-from infra.steps import Run, StepResult, remember, run_of, run_records
+from infra.steps import Run, run_records
 from infra.tracking import Registered, Registry
 from tests.streaming import settings, write_small_bundle
 
+ORIGIN = {"run_id": "a-run", "sessions": "s3://bucket/steps/sessions/1"}
 FIGURES = {"new": {"hr@5": 0.3}, "served": {"hr@5": 0.2}}
 
 
@@ -26,8 +27,7 @@ def released(folder: Path, config: Config, registry: Registry) -> Registered:
     """A champion as the step `release` leaves it."""
     step = folder / "steps" / "release" / "first"
     uri = write_small_bundle(step, config)
-    registry.promote(registry.register(uri, evaluation="e", metrics={}, params={}, files={}))
-    remember(Run(config, "a-run"), StepResult("release", str(step), False, 1.0, {"version": load_bundle(uri).version}))
+    registry.promote(registry.register(uri, evaluation="e", metrics={}, params={}, files={}, origin=ORIGIN))
     return champion_of(registry)
 
 
@@ -49,7 +49,7 @@ def test_an_update_is_a_new_champion_of_the_same_run_and_lineage(tmp_path: Path)
         assert bundle.item_ids == before.item_ids
         assert streamed_of(now.bundle_uri) == before.version
         assert now.evaluation == "e"
-        assert run_of(config.workspace, "release", result.uri) == "a-run"
+        assert now.origin == ORIGIN
         assert run_records(config.workspace, "a-run")["release"].uri == result.uri
     # The first champion's trainer has been overtaken.
     assert update_champion(Run(config), registry, first, before.weights, FIGURES) is None
