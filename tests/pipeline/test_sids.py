@@ -65,7 +65,7 @@ def test_precompute_after_a_rollback_is_for_the_version_rolled_back_to(workspace
     registry.promote(before.number)  # what `rankgr release rollback` does to the registry
     planned = rankgr_here("precompute", "--dry-run", folder=workspace)
     version = storage.open_committed(before.bundle_uri, verify=False).digest[:12]
-    assert f"publish the slates of {version} for the users of run {latest(workspace)}" in planned.stdout + planned.stderr
+    assert f"publish the slates of {version} for the users of run {before.origin['run_id']}" in planned.stdout + planned.stderr
 
 
 def test_the_same_run_once_more_keeps_what_was_added(workspace: Path, finished: Finished) -> None:
