@@ -24,9 +24,11 @@ import redis
 
 from components.retriever.bundle import verified_version
 from infra import storage
+from infra.config import load_config
 from infra.errors import IntegrityError, ServiceError
 from infra.local import valkey as run_valkey
 from infra.slate_store import Slate, SlateStore
+from infra.tracking import Registry
 from pipelines.cli import serve as command
 from serving.app import LiveService, start
 from serving.sync import Sync
@@ -234,7 +236,7 @@ def _pickle_the_weights(folder: Path) -> None:
     ],
 )
 def test_a_bundle_that_is_not_whole_is_refused_by_name_and_the_old_one_serves(
-    served: Served, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, name: str
+    served: Served, client: httpx.Client, tmp_path: Path, damage: Any, name: str
 ) -> None:
     bad = write_small_bundle(tmp_path, configuration(*SETTINGS, "seed=1"))
     version = storage.open_committed(bad).digest[:12]
@@ -248,7 +250,8 @@ def test_a_bundle_that_is_not_whole_is_refused_by_name_and_the_old_one_serves(
             sync.once()
         assert store.versions() == [served.version]
 
-    monkeypatch.setattr(command, "_champion", lambda _: bad)
+    registry = Registry(load_config().tracking, str(tmp_path))
+    registry.promote(registry.register(bad, evaluation="", metrics={}, params={}, files={}))
     with pytest.raises(IntegrityError, match=name):
         command.serve(overrides=[f"workspace={tmp_path}"])
 
