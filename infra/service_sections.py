@@ -98,7 +98,7 @@ class StreamingConfig(Section):
     replay_rows: int = Field(20_000, ge=0)
     """A uniform sample of this many earlier rows is kept; it begins with those that the model was trained on."""
     users: int = Field(20_000, ge=1)
-    """Users whose timelines are kept; those seen last. Others begin with what the last run knew of them."""
+    """Users whose timelines are kept; those seen last. Others begin with what the run that the champion came from knew of them."""
     checkpoint_every_s: float = Field(30.0, ge=0)
     checkpoints: int = Field(3, ge=1)
     """Newest ones that are kept."""

@@ -43,7 +43,8 @@ def train_on_stream(config: Config, redis_url: str, *, until_idle: float | None 
         max_events: as for `StreamTrainer.run`.
 
     Raises:
-        DataError: there is no champion.
+        DataError: there is no champion, or it has no bundle.
+        StorageError: the timelines that it came from cannot be read.
         ServiceError: another trainer is running in this workspace; the port for metrics is taken; Redis or MLflow do not answer.
         TrainingError: as for `StreamTrainer.run`.
     """
@@ -74,7 +75,8 @@ def champion_trainer(
         meter: counts what it does.
 
     Raises:
-        DataError: there is no champion.
+        DataError: there is no champion, or it has no bundle.
+        StorageError: the timelines that it came from cannot be read.
     """
     import torch
 

@@ -57,6 +57,7 @@ def stage_of(config: Config) -> Stage:
 
     Raises:
         DataError: there is no champion, or its timelines are not known, or are of other items.
+        StorageError: they cannot be read.
     """
     from components.retriever.bundle import load_bundle
 

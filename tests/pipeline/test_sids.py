@@ -52,6 +52,7 @@ def test_new_items_join_the_champion_and_slates_are_computed_with_them(workspace
     assert len({tuple(row["codes"]) for row in sids}) == len(sids) == 41
     published = rankgr("precompute", "--preset", "tiny", folder=workspace)
     assert published.returncode == 0, published.stderr[-2000:]
+    assert f"version {storage.open_committed(folder, verify=False).metadata['version']}" in published.stdout
     slates = rankgr_here("recommend", "u1", "-k", "41", "--preset", "tiny", "--set", "decoding.exclude_seen=false", folder=workspace)
     assert "new-1" in slates.stdout, slates.stdout + slates.stderr[-2000:]
 

@@ -7,13 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.retriever.bundle import load_bundle
 from components.training.data import training_rows
+from infra import storage
 from infra.config import load_config
 from infra.errors import DataError, ServiceError
 from infra.local import only_one
 from infra.records import Level
-from serving.streaming import indices_in, past_of, rows_of, train_on_stream
+from infra.tracking import Registered
+from serving.streaming import indices_in, past_of, rows_of, timelines_of, train_on_stream
+from tests.streaming import settings, write_small_bundle
 from tests.unit.components.training.small import N_ITEMS, configuration, timelines
+
+
+def test_the_timelines_are_those_that_the_champion_came_from(tmp_path: Path) -> None:
+    bundle, sessions = load_bundle(write_small_bundle(tmp_path, settings())), str(tmp_path / "sessions")
+    storage.write_table(timelines(), f"{sessions}/timelines/part-00000.parquet")
+    storage.write_table(bundle.catalogue.slice(1), f"{sessions}/catalogue.parquet")
+    found, known = timelines_of(Registered("1", "", "", {}, {"run_id": "a-run", "sessions": sessions}), bundle)
+    assert found["user_id"].to_pylist() == timelines()["user_id"].to_pylist()
+    assert known.tolist() == list(range(1, N_ITEMS))
+
+
+def test_a_champion_of_unknown_origin_has_no_timelines(tmp_path: Path) -> None:
+    found, known = timelines_of(Registered("1", "", "", {}, {}), load_bundle(write_small_bundle(tmp_path, settings())))
+    assert (len(found), len(known)) == (0, 0)
 
 
 def test_the_past_of_a_user_is_in_the_indices_of_the_bundle() -> None:
