@@ -38,7 +38,7 @@ def grow_champion(run: Run, items: pa.Table) -> StepResult | None:
         the step, with `version`, `mlflow_version` and `added` (item id -> SID); None where nothing is new.
 
     Raises:
-        DataError: there is no champion; an item id occurs twice, unusable embeddings, no room for so many.
+        DataError: there is no champion, or it has no bundle; an item id occurs twice, unusable embeddings, no room for so many.
         ServiceError: another model became champion meanwhile.
     """
     registry = Registry(run.config.tracking, run.config.workspace)

@@ -17,18 +17,12 @@ ORIGIN = {"run_id": "a-run", "sessions": "s3://bucket/steps/sessions/1"}
 FIGURES = {"new": {"hr@5": 0.3}, "served": {"hr@5": 0.2}}
 
 
-def champion_of(registry: Registry) -> Registered:
-    champion = registry.champion()
-    assert champion is not None
-    return champion
-
-
 def released(folder: Path, config: Config, registry: Registry) -> Registered:
     """A champion as the step `release` leaves it."""
     step = folder / "steps" / "release" / "first"
     uri = write_small_bundle(step, config)
     registry.promote(registry.register(uri, evaluation="e", metrics={}, params={}, files={}, origin=ORIGIN))
-    return champion_of(registry)
+    return registry.require_champion()
 
 
 def test_an_update_is_a_new_champion_of_the_same_run_and_lineage(tmp_path: Path) -> None:
@@ -38,11 +32,11 @@ def test_an_update_is_a_new_champion_of_the_same_run_and_lineage(tmp_path: Path)
     before = load_bundle(first.bundle_uri)
     assert streamed_of(first.bundle_uri) == before.version
     for round_ in (1, 2):
-        champion = champion_of(registry)
+        champion = registry.require_champion()
         weights = {name: value + round_ if value.is_floating_point() else value for name, value in before.weights.items()}
         result = update_champion(Run(config), registry, champion, weights, FIGURES)
         assert result is not None
-        now = champion_of(registry)
+        now = registry.require_champion()
         bundle = load_bundle(now.bundle_uri)
         assert bundle.version == result.metadata["version"] != before.version
         assert all(torch.equal(bundle.weights[name], weights[name]) for name in weights)
@@ -53,4 +47,4 @@ def test_an_update_is_a_new_champion_of_the_same_run_and_lineage(tmp_path: Path)
         assert run_records(config.workspace, "a-run")["release"].uri == result.uri
     # The first champion's trainer has been overtaken.
     assert update_champion(Run(config), registry, first, before.weights, FIGURES) is None
-    assert champion_of(registry).bundle_uri == now.bundle_uri
+    assert registry.require_champion().bundle_uri == now.bundle_uri
